@@ -1,0 +1,223 @@
+"""MaskGIT: parallel decoding of a token grid (Chang et al. 2022), with AdaGen's four schedule parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from genenv.checkpoints import load_generator
+from genenv.protocols import Context, Field, Observation
+from genenv.rng import BatchRng, categorical, gumbel
+from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, cosine, linear_decay, linear_rise
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the network says of a partly masked grid."""
+
+    conditional: Tensor  # (N, L, V) logits
+    unconditional: Tensor | None  # (N, L, V) logits; None where guidance is not wanted
+    features: Tensor  # (N, L, D) of the conditional half
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskGITState:
+    """A token grid between two decisions.
+
+    Attributes:
+        tokens: (N, L) int64, the mask id where undecided.
+        sampled: (N, L) int64, the last complete grid: what an image is decoded from.
+        context: (N,) int64 class labels.
+        step: decisions taken.
+        calls: (N,) int64, network evaluations spent on each image, guidance counted.
+        confidence: (N,) mean log-probability of the tokens chosen last.
+        prediction: of `tokens`; None until it is needed.
+    """
+
+    tokens: Tensor
+    sampled: Tensor
+    context: Context
+    step: int
+    calls: Tensor
+    confidence: Tensor
+    prediction: Prediction | None
+
+
+class MaskGITSampler:
+    """Fills a grid in T decisions; each samples every open token and masks the least confident again.
+
+    Dynamics of AdaGen (methods of the released code): guided logits l = c + w (c - u); token ~ Cat(l / token
+    temperature); confidence = log softmax(l)[token] + mask_temperature * Gumbel, +inf for tokens decided before;
+    floor(L * mask_ratio), at most L - 1, tokens stay masked. The image is decoded from the complete grid of the
+    last decision.
+
+    Args:
+        network: (tokens (M, L), labels (M,)) -> logits (M, L, V), features (M, L, D).
+        detokenise: tokens (N, h, w) -> images (N, C, H, W) in [0, 1].
+        params: mask_ratio, mask_temperature, token_temperature, guidance_weight.
+        grid_size: side of the grid; L = grid_size ** 2.
+        codebook_size: number of tokens V; id V is the mask.
+        num_classes: class labels; id `num_classes` is the null class.
+        feature_dim: D.
+        image_shape: (C, H, W).
+        needs_features: predict before each decision, so that a policy can see the features. Otherwise the
+            prediction waits for the guidance weight, and its unconditional half is left out where all weights are 0.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        detokenise: Callable[[Tensor], Tensor],
+        params: Sequence[ScheduleParam],
+        *,
+        grid_size: int,
+        codebook_size: int,
+        num_classes: int,
+        feature_dim: int,
+        image_shape: tuple[int, int, int],
+        needs_features: bool = False,
+    ):
+        self.network, self.detokenise = network, detokenise
+        self.params, self.horizon = tuple(params), len(params[0].static)
+        self.grid_size, self.length = grid_size, grid_size**2
+        self.mask_id, self.num_classes = codebook_size, num_classes
+        self.image_shape, self.needs_features = image_shape, needs_features
+        largest = torch.finfo(torch.float32).max
+        self.fields = {
+            "tokens": Field((grid_size, grid_size), torch.int64, 0, codebook_size),
+            "features": Field((self.length, feature_dim), torch.float32, -largest, largest),
+        }
+
+    def start(self, context: Context, rng: BatchRng) -> MaskGITState:
+        """Returns the fully masked grid."""
+        tokens = torch.full((len(context), self.length), self.mask_id, device=context.device)
+        calls = torch.zeros_like(context)
+        confidence = torch.zeros(len(context), device=context.device)
+        state = MaskGITState(tokens, torch.zeros_like(tokens), context, 0, calls, confidence, None)
+        return self._predict(state, guided=True) if self.needs_features else state
+
+    def observe(self, state: MaskGITState, names: Sequence[str]) -> Observation:
+        """Returns tokens (N, h, w) and features (N, L, D); the features are 0 after the last decision."""
+        fields = {}
+        if "tokens" in names:
+            fields["tokens"] = state.tokens.view(-1, self.grid_size, self.grid_size)
+        if "features" in names:
+            if state.prediction is None:
+                shape = self.fields["features"].shape
+                fields["features"] = torch.zeros(len(state.tokens), *shape, device=state.tokens.device)
+            else:
+                fields["features"] = state.prediction.features.float()
+        return fields
+
+    def advance(self, state: MaskGITState, params: dict[str, Tensor], rng: BatchRng) -> MaskGITState:
+        """Returns the grid after one decision with per-image parameters {name: (N,)}."""
+        weight = params["guidance_weight"]
+        if state.prediction is None:
+            state = self._predict(state, guided=bool((weight != 0).any()))
+        uniform = rng.at(state.step).uniform(2, self.length)
+        return self.decide(state, params, uniform[:, 0], gumbel(uniform[:, 1]))
+
+    def decide(
+        self, state: MaskGITState, params: dict[str, Tensor], token_uniform: Tensor, noise: Tensor
+    ) -> MaskGITState:
+        """Takes one decision with given randomness: uniform (N, L) for the tokens, Gumbel (N, L) for the masks."""
+        prediction = state.prediction
+        assert prediction is not None
+        logits = prediction.conditional.float()
+        if prediction.unconditional is not None:
+            weight = params["guidance_weight"].float()[:, None, None]
+            logits = logits + weight * (logits - prediction.unconditional.float())
+        # A temperature of 0 is the limit of small ones: the likeliest token.
+        temperature = params["token_temperature"].float().clamp(min=1e-4)[:, None, None]
+        drawn = categorical(logits / temperature, token_uniform)  # (N, L)
+        undecided = state.tokens == self.mask_id
+        sampled = torch.where(undecided, drawn, state.tokens)
+        log_probability = logits.log_softmax(-1).gather(-1, sampled[..., None])[..., 0]
+        confidence = log_probability + params["mask_temperature"].float()[:, None] * noise.float()
+        confidence = confidence.masked_fill(~undecided, math.inf)
+        num_masked = (params["mask_ratio"] * self.length).floor().long().clamp(max=self.length - 1)
+        cutoff = confidence.sort(-1).values.gather(-1, num_masked[:, None])
+        open_count = undecided.sum(-1).clamp(min=1)
+        state = MaskGITState(
+            tokens=sampled.masked_fill(confidence < cutoff, self.mask_id),
+            sampled=sampled,
+            context=state.context,
+            step=state.step + 1,
+            calls=state.calls,
+            confidence=(log_probability * undecided).sum(-1) / open_count,
+            prediction=None,
+        )
+        if self.needs_features and state.step < self.horizon:
+            state = self._predict(state, guided=True)
+        return state
+
+    def decode(self, state: MaskGITState) -> Tensor:
+        """Returns images (N, C, H, W) of the last complete grid; before the first decision that is all token 0."""
+        return self.detokenise(state.sampled.view(-1, self.grid_size, self.grid_size)).float()
+
+    def undecided(self, state: MaskGITState) -> Tensor:
+        """Returns 1 where a token is masked, (N, h, w)."""
+        return (state.tokens == self.mask_id).float().view(-1, self.grid_size, self.grid_size)
+
+    def diagnostics(self, state: MaskGITState) -> dict[str, Tensor]:
+        """Returns the network evaluations so far, the open tokens, and the confidence of the last decision."""
+        return {
+            "nfe": state.calls,
+            "num_masked": (state.tokens == self.mask_id).sum(-1),
+            "confidence": state.confidence,
+        }
+
+    def _predict(self, state: MaskGITState, guided: bool) -> MaskGITState:
+        """Returns the state with the network's prediction: one call, of 2N rows where guided."""
+        tokens, labels = state.tokens, state.context
+        if guided:
+            tokens = torch.cat([tokens, tokens])
+            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        logits, features = self.network(tokens, labels)
+        n = len(state.tokens)
+        prediction = Prediction(logits[:n], logits[n:] if guided else None, features[:n])
+        return dataclasses.replace(state, calls=state.calls + 1 + guided, prediction=prediction)
+
+
+def schedule(num_steps: int, guidance_weight: float) -> tuple[ScheduleParam, ...]:
+    """Returns AdaGen's parameters with MaskGIT's hand-crafted schedule.
+
+    Mask ratio cosine, re-masking temperature falling linearly to 0, token temperature 1, guidance rising linearly
+    to `guidance_weight`.
+    """
+    return (
+        ScheduleParam("mask_ratio", UNIT, cosine(num_steps), span=2.0),
+        ScheduleParam("mask_temperature", POSITIVE, linear_decay(num_steps), span=2.0),
+        ScheduleParam("token_temperature", POSITIVE, constant(1.0, num_steps), span=1.0),
+        ScheduleParam("guidance_weight", POSITIVE, linear_rise(guidance_weight, num_steps), span=2.0),
+    )
+
+
+def make_sampler(
+    backbone: str,
+    num_steps: int,
+    device: str,
+    dtype: torch.dtype,
+    needs_features: bool,
+    compile: bool,
+) -> MaskGITSampler:
+    """Returns the MaskGIT sampler of a named backbone."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    transformer = load_generator("maskgit", backbone).to(device, dtype)
+    tokenizer = load_generator("vq", backbone).to(device)
+    return MaskGITSampler(
+        torch.compile(transformer) if compile else transformer,
+        tokenizer.decode,
+        schedule(num_steps, guidance_weight=1.0),
+        grid_size=transformer.grid_size,
+        codebook_size=transformer.codebook_size,
+        num_classes=transformer.num_classes,
+        feature_dim=transformer.embed_dim,
+        image_shape=(1, 8, 8),
+        needs_features=needs_features,
+    )

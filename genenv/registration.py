@@ -1,0 +1,27 @@
+"""The environment ids and their default keyword arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+IDS: dict[str, dict[str, Any]] = {
+    "AdaGen/MaskGIT-v0": {
+        "sampler": "genenv.envs.maskgit:make_sampler",
+        "backbone": "digits",
+        "num_steps": 4,
+    },
+}
+
+
+def register_ids() -> None:
+    """Registers every id that is not registered yet."""
+    for env_id, kwargs in IDS.items():
+        if env_id not in gym.registry:
+            gym.register(
+                env_id,
+                entry_point="genenv.make:single",
+                vector_entry_point="genenv.make:vector",
+                kwargs=kwargs,
+            )

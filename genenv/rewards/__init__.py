@@ -1,0 +1,41 @@
+"""Judges of finished images, by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+from genenv.protocols import Reward
+from genenv.rewards.mixture import Mixture
+
+REWARDS = {
+    "adversarial": "genenv.rewards.adversarial:pretrained",
+    "loo_fid": "genenv.rewards.loo_fid:make",
+}
+"""Name -> "module:factory"; a factory takes (backbone, device)."""
+
+
+def make_reward(spec: str | Mapping[str, float], backbone: str, device: str) -> Mixture | None:
+    """Returns the reward that a string or a {name: weight} mapping describes; None for "none".
+
+    Args:
+        spec: "none", a name of `REWARDS`, "module:factory", or {name: weight} of several.
+        backbone: whose images are judged.
+        device: where the judges run.
+    """
+    if spec == "none":
+        return None
+    weights = {spec: 1.0} if isinstance(spec, str) else dict(spec)
+    if not weights:
+        raise ValueError("reward must name at least one reward, got {}; use reward='none' for no reward")
+    return Mixture({name: _make(name, backbone, device) for name in weights}, weights)
+
+
+def _make(name: str, backbone: str, device: str) -> Reward:
+    path = REWARDS.get(name, name)
+    module, separator, attribute = path.partition(":")
+    if not separator:
+        raise ValueError(
+            f"reward must be one of none, {', '.join(REWARDS)} or 'module:factory', got {name!r}"
+        )
+    return getattr(importlib.import_module(module), attribute)(backbone, device)

@@ -1,0 +1,63 @@
+"""A weighted sum of rewards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genenv.protocols import Context, Reward, StatefulReward
+
+
+class Mixture:
+    """sum_c weight_c reward_c, each component kept by its name.
+
+    Args:
+        rewards: {name: reward}.
+        weights: {name: weight}; 1 for names that are left out.
+    """
+
+    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float] | None = None):
+        self.rewards = dict(rewards)
+        given = dict(weights or {})
+        unknown = set(given) - set(self.rewards)
+        if unknown:
+            raise ValueError(f"weights name no reward: {sorted(unknown)}; rewards are {sorted(self.rewards)}")
+        self.weights = {name: float(given.get(name, 1.0)) for name in self.rewards}
+        for name, weight in self.weights.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of reward {name!r} must be finite, got {weight}")
+
+    def judge(self, images: Tensor, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the weighted sum (N,) and each unweighted component (N,)."""
+        parts = {name: reward(images, context) for name, reward in self.rewards.items()}
+        total = torch.zeros(len(images), device=images.device)
+        for name, value in parts.items():
+            total = total + self.weights[name] * value
+        return total, parts
+
+    def __call__(self, images: Tensor, context: Context) -> Tensor:
+        """Returns the weighted sum (N,)."""
+        return self.judge(images, context)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of every component that has one."""
+        stateful = {n: r for n, r in self.rewards.items() if isinstance(r, StatefulReward)}
+        return {name: reward.state_dict() for name, reward in stateful.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        for name, value in state.items():
+            reward = self.rewards[name]
+            assert isinstance(reward, StatefulReward)
+            reward.load_state_dict(value)
+
+
+def as_mixture(reward: Reward) -> Mixture:
+    """Returns a reward as a mixture; one that is none becomes its only component, named after its class."""
+    if isinstance(reward, Mixture):
+        return reward
+    return Mixture({getattr(reward, "name", type(reward).__name__): reward})

@@ -1,0 +1,76 @@
+"""One image at a time, in Gymnasium's NumPy form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from genenv.vector_env import RENDER_MODES, GenVectorEnv, to_numpy
+
+
+class GenEnv(gym.Env):
+    """The NumPy view of a vector environment of one image; it has no dynamics of its own.
+
+    Args:
+        vector_env: a GenVectorEnv of one image with autoreset disabled, or vector wrappers around one.
+    """
+
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4}
+
+    def __init__(self, vector_env: VectorEnv):
+        inner = vector_env.unwrapped
+        assert isinstance(inner, GenVectorEnv)
+        if inner.num_envs != 1:
+            raise ValueError(f"GenEnv is the view of one environment, got num_envs={inner.num_envs}")
+        if inner.autoreset_mode is not AutoresetMode.DISABLED:
+            raise ValueError(f"GenEnv needs autoreset_mode='Disabled', got {inner.autoreset_mode.value!r}")
+        self.vector_env, self._inner = vector_env, inner
+        self.observation_space = vector_env.single_observation_space
+        self.action_space = vector_env.single_action_space
+        self.render_mode = inner.render_mode
+
+    @property
+    def sampler(self):
+        """The generator."""
+        return self._inner.sampler
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Starts an episode; the options are those of `GenVectorEnv.reset`."""
+        super().reset(seed=seed)
+        observation, info = self.vector_env.reset(seed=seed, options=options)
+        return _first(observation), _first(info)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Takes one decision with an action (A,)."""
+        expected = self.action_space.shape
+        if np.shape(action) != expected:
+            raise ValueError(f"action must have shape {expected}, got {np.shape(action)}")
+        batch = torch.as_tensor(np.asarray(action, np.float32), device=self._inner.device)[None]
+        observation, reward, terminated, truncated, info = self.vector_env.step(batch)
+        info = {name: value for name, value in info.items() if not name.startswith("_")}
+        return (
+            _first(observation),
+            float(reward[0]),
+            bool(terminated[0]),
+            bool(truncated[0]),
+            _first(info),
+        )
+
+    def render(self) -> np.ndarray | None:
+        """Draws the partial result beside its open places, (H', W', 3) uint8."""
+        frames = self.vector_env.render()
+        return None if frames is None else frames[0]
+
+    def close(self) -> None:
+        """Frees what the vector environment holds."""
+        self.vector_env.close()
+
+
+def _first(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value[0] for name, value in to_numpy(batch).items()}

@@ -1,0 +1,6 @@
+"""Wrappers of a single environment; `genenv.wrappers.vector` holds their batched twins."""
+
+from genenv.wrappers.ema_action_smoothing import EMAActionSmoothing
+from genenv.wrappers.terminal_reward import TerminalReward
+
+__all__ = ["EMAActionSmoothing", "TerminalReward"]

@@ -1,0 +1,36 @@
+"""Pays a reward for the finished image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+from genenv.protocols import Reward
+from genenv.rewards.mixture import as_mixture
+
+
+class TerminalReward(gym.Wrapper):
+    """Pays `reward(image, context)` at the end of an episode and 0 before.
+
+    A reward that compares images with each other sees a batch of one here; use the vector environment for those.
+
+    Args:
+        env: a GenEnv or wrappers around one.
+        reward: judges a batch of images (1, C, H, W) of contexts (1,).
+    """
+
+    def __init__(self, env: gym.Env, reward: Reward):
+        super().__init__(env)
+        self.reward = as_mixture(reward)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        """Takes a step; `info["reward/<name>"]` holds each component at the end."""
+        observation, paid, terminated, truncated, info = self.env.step(action)
+        if "image" in info:
+            image = torch.as_tensor(info["image"])[None]
+            total, parts = self.reward.judge(image, torch.as_tensor(info["context"])[None])
+            paid = float(paid) + float(total[0])
+            info |= {f"reward/{name}": value[0].numpy() for name, value in parts.items()}
+        return observation, float(paid), terminated, truncated, info

@@ -1,0 +1,6 @@
+"""Wrappers of a vector environment."""
+
+from genenv.wrappers.vector.ema_action_smoothing import EMAActionSmoothing
+from genenv.wrappers.vector.terminal_reward import TerminalReward
+
+__all__ = ["EMAActionSmoothing", "TerminalReward"]

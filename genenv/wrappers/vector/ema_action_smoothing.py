@@ -1,0 +1,37 @@
+"""Smooths the actions of an episode, batched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv, VectorWrapper
+from torch import Tensor
+
+from genenv.wrappers.ema_action_smoothing import checked_decay
+
+
+class EMAActionSmoothing(VectorWrapper):
+    """m_t = decay m_{t-1} + (1 - decay) a_t with m_0 = a_0, restarted with every episode (AdaGen, action smoothing).
+
+    The average is taken of the actions, before they move the hand-crafted schedule. Since it is linear this equals
+    the published order, which smooths the sum of an action and an inversely smoothed schedule.
+
+    Args:
+        env: a GenVectorEnv or wrappers around one.
+        decay: in [0, 1); 0 leaves the actions as they are.
+    """
+
+    def __init__(self, env: VectorEnv, decay: float):
+        super().__init__(env)
+        self.decay = checked_decay(decay)
+        self._average: Tensor | None = None
+
+    def step(self, actions: Tensor | np.ndarray) -> tuple[Any, Any, Any, Any, dict]:
+        """Takes a step with the smoothed actions (N, A)."""
+        actions = torch.as_tensor(actions)
+        if self._average is not None and self.env.unwrapped.current_step > 0:
+            actions = torch.lerp(actions, self._average, self.decay)
+        self._average = actions
+        return self.env.step(actions)

@@ -1,0 +1,41 @@
+"""Pays a reward for the finished images, batched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+from genenv.protocols import Reward
+from genenv.rewards.mixture import as_mixture
+from genenv.vector_env import to_numpy
+
+
+class TerminalReward(VectorWrapper):
+    """Pays `reward(images, context)` to every image at step T and 0 before.
+
+    Args:
+        env: a GenVectorEnv or wrappers around one.
+        reward: judges images (N, C, H, W) of contexts (N,), the whole batch at once.
+    """
+
+    def __init__(self, env: VectorEnv, reward: Reward):
+        super().__init__(env)
+        self.reward = as_mixture(reward)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict]:
+        """Takes a step; at T the infos of the finished episode hold each component as `reward/<name>` (N,)."""
+        observation, paid, terminated, truncated, info = self.env.step(actions)
+        final = info.get("final_info", info)
+        if "image" in final:
+            images, context = torch.as_tensor(final["image"]), torch.as_tensor(final["context"])
+            with torch.no_grad():
+                total, parts = self.reward.judge(images, context)
+            entries = {f"reward/{name}": value for name, value in parts.items()}
+            entries |= {f"_{name}": torch.ones_like(context, dtype=torch.bool) for name in entries}
+            if self.env.unwrapped.output == "numpy":
+                total, entries = to_numpy(total), to_numpy(entries)
+            paid = paid + total
+            final.update(entries)
+        return observation, paid, terminated, truncated, info
