@@ -29,7 +29,13 @@ class DigitsClassifier(nn.Module):
             nn.Flatten(),
             nn.Linear(2 * width * 16, feature_dim),
         )
-        self.head = nn.Sequential(nn.GELU(), nn.Dropout(0.2), nn.Linear(feature_dim, num_classes))
+        self.head = nn.Sequential(
+            nn.GELU(),
+            nn.Linear(feature_dim, feature_dim),
+            nn.GELU(),
+            nn.Dropout(0.2),
+            nn.Linear(feature_dim, num_classes),
+        )
 
     def features(self, images: Tensor) -> Tensor:
         """Returns features (N, D) of images (N, 1, 8, 8) in [0, 1]."""

@@ -16,6 +16,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (N, width, h, w) of x of the same shape."""
         return x + self.conv2(F.gelu(self.conv1(F.gelu(x))))
 
 
@@ -27,6 +28,8 @@ class DigitsVQ(nn.Module):
         code_dim: dimension of a codebook entry.
         codebook_size: number of entries V.
     """
+
+    codebook: Tensor
 
     def __init__(self, width: int = 64, code_dim: int = 16, codebook_size: int = 128):
         super().__init__()

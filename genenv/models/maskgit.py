@@ -22,6 +22,7 @@ class TokenEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Returns (N, L, D) of ids (N, L)."""
         return self.dropout(
             self.LayerNorm(self.word_embeddings(ids) + self.position_embeddings.weight[: ids.shape[1]])
         )
@@ -37,6 +38,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (N, L, D) of x (N, L, D)."""
         n, length, dim = x.shape
         qkv = self.qkv(x).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(*qkv.unbind(0))  # (N, heads, L, D / heads)
@@ -52,6 +54,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (N, L, D) of x (N, L, D)."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -68,7 +71,8 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        if self.skip_linear is not None:
+        """Returns (N, L, D) of x (N, L, D) and, in an out-block, the skipped activations of the same shape."""
+        if self.skip_linear is not None and skip is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         x = x + self.dropout(self.attn(self.norm1(x)))
         return x + self.dropout(self.mlp(self.norm2(x)))
@@ -84,6 +88,7 @@ class PredictionHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, 1, vocabulary))
 
     def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
+        """Returns logits (N, L, V + 1) of x (N, L, D) with word embeddings (V + 1, D)."""
         return self.ln(F.gelu(self.fc(x))) @ word_embeddings.T + self.bias
 
 
