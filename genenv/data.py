@@ -17,6 +17,17 @@ def digits() -> tuple[Tensor, Tensor]:
     """
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    images = torch.from_numpy(data.images).float().div_(16).unsqueeze(1)
-    return images, torch.from_numpy(data.target).long()
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).float().div_(16).view(-1, 1, 8, 8)
+    return images, torch.from_numpy(labels).long()
+
+
+def real_like(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns one random real digit (N, 1, 8, 8) of each label (N,), on the labels' device."""
+    images, classes = digits()
+    order = classes.argsort(stable=True)
+    counts = classes.bincount()
+    starts = counts.cumsum(0) - counts
+    wanted = labels.cpu()
+    within = (torch.rand(len(wanted), generator=generator) * counts[wanted]).long()
+    return images[order[starts[wanted] + within]].to(labels.device)

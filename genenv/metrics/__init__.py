@@ -1,1 +1,1 @@
-"""How good, how varied and how costly generated images are."""
+"""How good and how varied generated images are."""
