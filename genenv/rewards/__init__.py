@@ -10,6 +10,7 @@ from genenv.rewards.mixture import Mixture
 
 REWARDS = {
     "adversarial": "genenv.rewards.adversarial:pretrained",
+    "classifier": "genenv.rewards.classifier:make",
     "loo_fid": "genenv.rewards.loo_fid:make",
 }
 """Name -> "module:factory"; a factory takes (backbone, device)."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genenv.checkpoints import backbone_folder, load_generator, load_tensors
+from genenv.models.digits_classifier import DigitsClassifier
 from genenv.protocols import Context
 
 Moments = tuple[Tensor, Tensor]
@@ -54,14 +55,14 @@ class LeaveOneOutFID:
     empty start is corrected), so a lone first image is paid 0.
 
     Args:
-        extractor: network with `features(images) -> (N, D)`.
+        extractor: gives the features (N, D) of images.
         reference: mean and standard deviation of the real features, each (D,).
         beta: weight of the old moments.
     """
 
     name = "loo_fid"
 
-    def __init__(self, extractor: nn.Module, reference: Moments, beta: float = 0.5):
+    def __init__(self, extractor: DigitsClassifier, reference: Moments, beta: float = 0.5):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"beta must be in [0, 1), got {beta}")
         self.extractor, self.beta = extractor, beta

@@ -1,0 +1,59 @@
+"""The adversarial reward: a discriminator that is trained while the policy learns (AdaGen)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genenv.checkpoints import load_generator
+from genenv.protocols import Context
+
+
+class AdversarialReward:
+    """Pays how real an image looks to a discriminator, sigmoid(mean logit) in (0, 1).
+
+    The agent owns the discriminator's optimiser and minimises `loss` in turn with its own.
+
+    Args:
+        discriminator: (images, context) -> logits (N, places), large meaning real.
+    """
+
+    name = "adversarial"
+
+    def __init__(self, discriminator: nn.Module):
+        self.discriminator = discriminator
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, context: Context) -> Tensor:
+        """Returns (N,) in (0, 1)."""
+        self.discriminator.eval()
+        return self.discriminator(images, context).mean(1).sigmoid()
+
+    def loss(self, fake: Tensor, real: Tensor, context: Context) -> Tensor:
+        """Returns the non-saturating loss softplus(-D(real)) + softplus(D(fake)), a scalar.
+
+        Args:
+            fake: (N, C, H, W) generated images.
+            real: (N, C, H, W) real images of the same contexts.
+            context: (N,).
+        """
+        self.discriminator.train()
+        logits = self.discriminator(torch.cat([fake, real]), torch.cat([context, context]))
+        on_fake, on_real = logits.chunk(2)
+        return F.softplus(on_fake).mean() + F.softplus(-on_real).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the discriminator's weights."""
+        return self.discriminator.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the discriminator."""
+        self.discriminator.load_state_dict(state)
+
+
+def pretrained(backbone: str, device: str) -> AdversarialReward:
+    """Returns the frozen discriminator that the zoo trained against random schedules of the backbone's MaskGIT."""
+    return AdversarialReward(load_generator("discriminator", backbone).to(device))
