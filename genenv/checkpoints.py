@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genenv.models.digits_classifier import DigitsClassifier
+from genenv.models.digits_discriminator import DigitsDiscriminator
 from genenv.models.digits_vq import DigitsVQ
 from genenv.models.maskgit import maskgit_digits
 
 DIGITS_PARTS: dict[str, Callable[[], nn.Module]] = {
     "vq": lambda: DigitsVQ(width=32),
     "maskgit": maskgit_digits,
+    "discriminator": DigitsDiscriminator,
     "judge": lambda: DigitsClassifier(width=32),
     "reward_features": lambda: DigitsClassifier(width=24),
 }
 """Networks of the digits tier, each in `<part>.safetensors`."""
 
 BACKBONES = {"digits": DIGITS_PARTS}
+LICENCES = {"digits": "MIT; trained on the UCI handwritten digits, CC BY 4.0"}
+"""Backbone -> the licence of its weights."""
+
 MANIFEST = "manifest.json"
 
 
@@ -98,10 +104,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Writes a safetensors file under a temporary name and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
 
 
 def write_manifest(folder: Path) -> None:
@@ -111,11 +115,21 @@ def write_manifest(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name and renames it."""
+    """Writes a UTF-8 text file under a temporary name and renames it."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary name that becomes `path` when the block ends well, and is removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
