@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
+from pathlib import Path
 
+import gymnasium as gym
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genenv.data import digits
+from genenv.checkpoints import load_generator, save_tensors, write_manifest, write_text
+from genenv.data import digits, real_like
 from genenv.models.digits_classifier import DigitsClassifier
+from genenv.models.digits_discriminator import DigitsDiscriminator
 from genenv.models.digits_vq import DigitsVQ
 from genenv.models.maskgit import MaskGITTransformer, maskgit_digits
+from genenv.rewards.adversarial import AdversarialReward
+from genenv.rollout import run_episode
+from genenv.zoo.card import write_card
 
 Progress = Callable[[int, int, float], None]
 """Called as progress(step, num_steps, loss)."""
@@ -96,8 +105,8 @@ def train_tokenizer(
 def train_maskgit(
     tokenizer: DigitsVQ,
     seed: int = 0,
-    num_steps: int = 5000,
-    batch_size: int = 256,
+    num_steps: int = 6000,
+    batch_size: int = 128,
     label_dropout: float = 0.1,
     progress: Progress | None = None,
 ) -> MaskGITTransformer:
@@ -120,7 +129,7 @@ def train_maskgit(
         rank = torch.rand(target.shape).argsort(1).argsort(1)
         masked = rank < (ratio * target.shape[1]).ceil().clamp(min=1)
         logits, _ = model(target.masked_fill(masked, model.codebook_size), label)
-        loss = F.cross_entropy(logits[masked], target[masked], label_smoothing=0.0)
+        loss = F.cross_entropy(logits[masked], target[masked])
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -134,7 +143,7 @@ def train_maskgit(
 
 
 def _augment(images: Tensor) -> Tensor:
-    """Shifts each image by up to half a pixel, turns it by up to 10 degrees, scales it by up to 10 % and adds noise."""
+    """Shifts each image by up to half a pixel, turns it by up to 10 degrees and scales it by up to 10 %."""
     n = len(images)
     angle = (torch.rand(n) - 0.5) * 0.35
     scale = 1 + (torch.rand(n) - 0.5) * 0.2
@@ -144,27 +153,35 @@ def _augment(images: Tensor) -> Tensor:
         [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1
     )
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False) + 0.05 * torch.randn(images.shape)
+    return F.grid_sample(images, grid, align_corners=False)
 
 
 def train_classifier(
     train: tuple[Tensor, Tensor],
     width: int,
     seed: int = 0,
-    num_steps: int = 1500,
+    num_steps: int = 1000,
     batch_size: int = 128,
     progress: Progress | None = None,
 ) -> DigitsClassifier:
-    """Returns a digit classifier trained on augmented images (N, 1, 8, 8) and labels (N,)."""
+    """Returns a digit classifier trained on augmented images (N, 1, 8, 8) and labels (N,).
+
+    Its features must also give the image back through a linear map. A classifier's alone forget how images of a class
+    differ (here to 9 effective dimensions of 64), and metrics on them would not see lost diversity.
+    """
     torch.manual_seed(seed)
     images, labels = train
     model = DigitsClassifier(width=width)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
+    decoder = nn.Linear(model.feature_dim, images[0].numel())
+    optimiser = torch.optim.AdamW([*model.parameters(), *decoder.parameters()], lr=2e-3, weight_decay=0.05)
     schedule = _cosine(optimiser, num_steps)
     average = WeightAverage(model, 0.995)
     for step in range(num_steps):
         index = torch.randint(len(images), (batch_size,))
-        loss = F.cross_entropy(model(_augment(images[index])), labels[index], label_smoothing=0.05)
+        batch = _augment(images[index])
+        features = model.features(batch + 0.05 * torch.randn(batch.shape))
+        loss = F.cross_entropy(model.head(features), labels[index], label_smoothing=0.05)
+        loss = loss + 400 * F.mse_loss(decoder(features), batch.flatten(1))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -174,3 +191,102 @@ def train_classifier(
             progress(step + 1, num_steps, loss.item())
     model.load_state_dict(average.average)
     return model.eval().requires_grad_(False)
+
+
+def train_discriminator(
+    backbone: str, seed: int = 0, num_steps: int = 1500, progress: Progress | None = None
+) -> DigitsDiscriminator:
+    """Returns a discriminator of real digits and MaskGIT's under random schedules, for the frozen adversarial reward.
+
+    The schedules are uniform over the action box, so that it has seen what a policy may try.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    env = gym.make_vec(
+        "AdaGen/MaskGIT-v0", num_envs=1024, backbone=backbone, reward="none", autoreset_mode="Disabled"
+    )
+    model = DigitsDiscriminator()
+    reward = AdversarialReward(model)
+    optimiser = torch.optim.Adam(model.parameters(), lr=5e-4, betas=(0.5, 0.999))
+    shape = env.action_space.shape
+    assert shape is not None
+    images, context = [], []
+    for batch in range(8):
+        episode = run_episode(
+            env, lambda _: 2 * torch.rand(shape, generator=generator) - 1, seed=batch * shape[0]
+        )
+        images.append(episode.images)
+        context.append(episode.context)
+    fakes, labels = torch.cat(images), torch.cat(context)
+    for step in range(num_steps):
+        index = torch.randint(len(fakes), (256,), generator=generator)
+        loss = reward.loss(fakes[index], real_like(labels[index], generator), labels[index])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if progress is not None:
+            progress(step + 1, num_steps, loss.item())
+    return model.eval().requires_grad_(False)
+
+
+def split(seed: int = 0, num_train: int = 1437) -> tuple[Tensor, Tensor]:
+    """Returns the indices of the images the classifiers train on, and of the 360 they are tested on."""
+    order = torch.randperm(len(digits()[0]), generator=torch.Generator().manual_seed(seed))
+    return order[:num_train], order[num_train:]
+
+
+def reference_statistics(folder: Path) -> dict[str, Tensor]:
+    """Returns the feature moments of the real images: mean and std of both classifiers, the judge's covariance."""
+    images, _ = digits()
+    statistics = {}
+    for name in ("judge", "reward_features"):
+        features = load_generator(name, str(folder)).features(images)
+        statistics[f"{name}.mean"], statistics[f"{name}.std"] = features.mean(0), features.std(0)
+        if name == "judge":
+            standardised = (features - features.mean(0)) / features.std(0)
+            statistics["judge.covariance"] = torch.cov(standardised.T.double())
+    return statistics
+
+
+PARTS = ("vq", "judge", "reward_features", "reference", "maskgit", "discriminator")
+"""What `build` makes, in order: later parts need earlier ones."""
+
+
+def build(
+    out: Path, only: str | None = None, progress: Callable[[str, int, int, float], None] | None = None
+) -> None:
+    """Trains the tier's networks and writes them, with their manifest and model card, into a folder.
+
+    Args:
+        out: the folder; usable as `backbone=str(out)`.
+        only: one of `PARTS`, to rebuild that part alone in a folder that holds the others.
+        progress: called as progress(part, step, num_steps, loss).
+    """
+    if only is not None and only not in PARTS:
+        raise ValueError(f"--only must be one of {', '.join(PARTS)}, got {only!r}")
+    out.mkdir(parents=True, exist_ok=True)
+    images, labels = digits()
+    train_index, _ = split()
+    train_set = images[train_index], labels[train_index]
+    times = out / "build.json"
+    seconds = json.loads(times.read_text()) if times.exists() else {}
+    for part in PARTS if only is None else (only,):
+        started = time.monotonic()
+        report = None if progress is None else lambda s, n, loss, part=part: progress(part, s, n, loss)
+        if part == "vq":
+            tensors = train_tokenizer(progress=report).state_dict()
+        elif part == "maskgit":
+            tensors = train_maskgit(load_generator("vq", str(out)), progress=report).state_dict()
+        elif part == "judge":
+            tensors = train_classifier(train_set, width=32, seed=1, progress=report).state_dict()
+        elif part == "reward_features":
+            tensors = train_classifier(train_set, width=24, seed=2, progress=report).state_dict()
+        elif part == "reference":
+            tensors = reference_statistics(out)
+        else:
+            tensors = train_discriminator(str(out), progress=report).state_dict()
+        save_tensors(tensors, out / f"{part}.safetensors")
+        write_manifest(out)
+        seconds[part] = round(time.monotonic() - started)
+        write_text(times, json.dumps(seconds, indent=2) + "\n")
+    write_card(out, seconds)
