@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
@@ -39,7 +41,7 @@ class Episode:
         """Returns episodes of the same environment as one of all their images."""
         first = episodes[0]
 
-        def join(name: str, axis: int):
+        def join(name: str, axis: int) -> Any:
             values = [getattr(e, name) for e in episodes]
             if isinstance(values[0], dict):
                 return {k: torch.cat([v[k] for v in values], axis) for k in values[0]}
@@ -58,7 +60,7 @@ def static_actor(env: VectorEnv) -> Actor:
 
 @torch.no_grad()
 def run_episode(
-    env: VectorEnv, actor: Actor, seed: int | None = None, keep_observations: bool = True
+    env: VectorEnv, actor: Actor, seed: int | Sequence[int] | None = None, keep_observations: bool = True
 ) -> Episode:
     """Plays one episode from reset to end in every environment.
 
@@ -68,7 +70,7 @@ def run_episode(
         seed: of `env.reset`; without one the next episode of the current seeds is played.
         keep_observations: leave out where memory matters.
     """
-    observation, _ = env.reset(seed=seed)
+    observation, _ = env.reset(seed=seed)  # type: ignore[arg-type]
     observations, actions, infos = [], [], []
     reward = torch.zeros(env.num_envs)
     for _ in range(unwrapped(env).sampler.horizon):

@@ -19,8 +19,6 @@ class GenEnv(gym.Env):
         vector_env: a GenVectorEnv of one image with autoreset disabled, or vector wrappers around one.
     """
 
-    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4}
-
     def __init__(self, vector_env: VectorEnv):
         inner = vector_env.unwrapped
         assert isinstance(inner, GenVectorEnv)
@@ -31,6 +29,7 @@ class GenEnv(gym.Env):
         self.vector_env, self._inner = vector_env, inner
         self.observation_space = vector_env.single_observation_space
         self.action_space = vector_env.single_action_space
+        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": inner.metadata["render_fps"]}
         self.render_mode = inner.render_mode
 
     @property
@@ -64,7 +63,7 @@ class GenEnv(gym.Env):
 
     def render(self) -> np.ndarray | None:
         """Draws the partial result beside its open places, (H', W', 3) uint8."""
-        frames = self.vector_env.render()
+        frames = self._inner.render()
         return None if frames is None else frames[0]
 
     def close(self) -> None:

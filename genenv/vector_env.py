@@ -161,12 +161,12 @@ class GenVectorEnv(VectorEnv):
             self._shown = self._state
             return self._transition(self._observe(), done=False, info={})
 
-        actions = self._check(actions)
+        actions = self.check_actions(actions)
         params = self.decoder(actions, self._step)
         with torch.no_grad():
             self._state = self.sampler.advance(self._state, params, self._rng)
         self._step += 1
-        self._prev_action = actions.float()
+        self._prev_action = actions.float().clone()  # the caller may reuse its tensor
         self._shown = self._state
         observation = self._observe()
         info = self.sampler.diagnostics(self._state)
@@ -234,7 +234,8 @@ class GenVectorEnv(VectorEnv):
         self._step = 0
         self._prev_action = torch.zeros(self.num_envs, len(self.sampler.params), device=self.device)
 
-    def _check(self, actions: Tensor | np.ndarray) -> Tensor:
+    def check_actions(self, actions: Tensor | np.ndarray) -> Tensor:
+        """Returns actions (N, A) as a tensor on the device; ValueError for a wrong shape, type or device."""
         actions = torch.as_tensor(actions)
         expected = (self.num_envs, len(self.sampler.params))
         if tuple(actions.shape) != expected:

@@ -28,11 +28,12 @@ class EMAActionSmoothing(gym.Wrapper):
 
     def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict]:
         """Takes a step with the smoothed action (A,)."""
-        action = np.asarray(action, np.float32)
+        action = np.array(action, np.float32)  # a copy: the caller may reuse its array
         if self._average is not None:
             action = self.decay * self._average + np.float32(1 - self.decay) * action
+        result = self.env.step(action)
         self._average = action
-        return self.env.step(action)
+        return result
 
 
 def checked_decay(decay: float) -> float:

@@ -9,6 +9,7 @@ import torch
 from gymnasium.vector import VectorEnv, VectorWrapper
 from torch import Tensor
 
+from genenv.vector_env import GenVectorEnv
 from genenv.wrappers.ema_action_smoothing import checked_decay
 
 
@@ -26,12 +27,16 @@ class EMAActionSmoothing(VectorWrapper):
     def __init__(self, env: VectorEnv, decay: float):
         super().__init__(env)
         self.decay = checked_decay(decay)
+        inner = env.unwrapped
+        assert isinstance(inner, GenVectorEnv)
+        self._inner = inner
         self._average: Tensor | None = None
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Any, Any, Any, Any, dict]:
         """Takes a step with the smoothed actions (N, A)."""
-        actions = torch.as_tensor(actions)
-        if self._average is not None and self.env.unwrapped.current_step > 0:
-            actions = torch.lerp(actions, self._average, self.decay)
-        self._average = actions
-        return self.env.step(actions)
+        actions = self._inner.check_actions(actions)
+        if self._average is not None and self._inner.current_step > 0:
+            actions = torch.lerp(actions, self._average.to(actions), self.decay)
+        result = self.env.step(actions)
+        self._average = actions.clone()  # the caller may reuse its tensor
+        return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium.vector import VectorEnv, VectorWrapper
 
@@ -34,7 +35,7 @@ class TerminalReward(VectorWrapper):
                 total, parts = self.reward.judge(images, context)
             entries = {f"reward/{name}": value for name, value in parts.items()}
             entries |= {f"_{name}": torch.ones_like(context, dtype=torch.bool) for name in entries}
-            if self.env.unwrapped.output == "numpy":
+            if isinstance(final["image"], np.ndarray):
                 total, entries = to_numpy(total), to_numpy(entries)
             paid = paid + total
             final.update(entries)
