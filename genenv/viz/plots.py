@@ -1,0 +1,400 @@
+"""Pictures of samples, schedules and learning curves, as PNG files.
+
+Figures are made without pyplot, so nothing here opens a window or touches a caller's own figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genenv.checkpoints import replacing
+from genenv.viz.frames import OPEN
+
+try:
+    import matplotlib.style
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
+except ImportError:
+    raise ImportError("the pictures of genenv need matplotlib: pip install 'genenv[viz]'") from None
+
+INK, SOFT_INK, RULE = "#1d2329", "#68727d", "#d9dee3"
+LEARNED = "#0b6fa4"
+SERIES = ("#0b6fa4", "#c2410c", "#4d7c0f")
+"""Colours that stay apart for colour-blind readers and in grey."""
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": RULE,
+    "axes.grid": True,
+    "axes.labelcolor": SOFT_INK,
+    "axes.labelsize": 9.5,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.1,
+    "grid.color": "#edf0f2",
+    "legend.borderpad": 0,
+    "legend.columnspacing": 1.4,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "xtick.color": RULE,
+    "xtick.labelcolor": SOFT_INK,
+    "ytick.color": RULE,
+    "ytick.labelcolor": SOFT_INK,
+}
+
+UNITS = {
+    "mask_ratio": "share of tokens left open",
+    "mask_temperature": "scale of the noise on confidence",
+    "token_temperature": "1 = as trained",
+    "guidance_weight": "0 = no guidance",
+    "top_k": "tokens kept",
+    "top_p": "probability kept",
+}
+"""Schedule parameter -> what its numbers mean."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A panel of the learning curves: the records' keys in it, and the format of its numbers."""
+
+    title: str
+    unit: str
+    keys: tuple[str, ...]
+    ticks: str = "{x:g}"
+
+
+PANELS = (
+    Panel("reward", "mean of the images", ("reward",)),
+    Panel("held-out FID", "lower is better", ("held_out/fid",)),
+    Panel(
+        "held-out precision, recall, coverage",
+        "higher is better",
+        ("held_out/precision", "held_out/recall", "held_out/coverage"),
+    ),
+    Panel("held-out label accuracy", "higher is better", ("held_out/accuracy",), "{x:.1%}"),
+)
+
+DPI = 128  # a power of two, so that pixels / DPI * DPI are the same pixels again
+CELL, GAP, MARGIN, LINE = 96, 4, 24, 34
+"""In pixels: an enlarged image, between images, around the page, a line of text."""
+MIN_WIDTH, MAX_WIDTH = 600, 2600
+MAX_STEPS_SHOWN = 17
+MAX_SINGLE_LINES = 30
+DAMAGED = torch.tensor([0.85, 0.1, 0.45])
+"""Colour of pixels that are not finite."""
+
+
+def save_samples(path: str | Path, rows: Mapping[str, Tensor], labels: Sequence[str] | None = None) -> None:
+    """Writes images of several schedules, a block for each, with the same image at the same place of every block.
+
+    Args:
+        path: of the PNG file.
+        rows: {title of the block: images (K, C, H, W) in [0, 1]}, of the same K seeds.
+        labels: K class names, written above the columns.
+
+    Raises:
+        ValueError: if there is no image, or the blocks or the labels differ in number.
+    """
+    blocks = {name: _pixels(images) for name, images in rows.items()}
+    if not blocks:
+        raise ValueError("rows must hold at least one block of images, got none")
+    shapes = {name: pictures.shape for name, pictures in blocks.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"rows must hold images of the same number and size, got {shapes}")
+    count, height, width, _ = next(iter(shapes.values()))
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"labels must name each of the {count} images, got {len(labels)}")
+
+    columns = min(count, next((c for c in (20, 10) if c * (width + GAP) <= MAX_WIDTH), 5))
+    lines = [range(start, min(start + columns, count)) for start in range(0, count, columns)]
+    headed = 0
+    if labels is not None:
+        # Where every line has the classes of the first, one heading serves them all.
+        alike = all(labels[i] == labels[i % columns] for i in range(count))
+        headed = 1 if alike else len(lines)
+    block_height = LINE + 8 + headed * LINE + len(lines) * (height + GAP)
+    page = _Page(
+        max(columns * (width + GAP) - GAP + 2 * MARGIN, MIN_WIDTH),
+        len(blocks) * (block_height + MARGIN) + MARGIN,
+    )
+    top = MARGIN
+    for name, pictures in blocks.items():
+        page.write(name, MARGIN, top + LINE / 2, size=17, weight="bold")
+        if len(blocks) > 1 and name == next(iter(blocks)):
+            page.write(
+                "same place = same seed", page.width - MARGIN, top + LINE / 2, color=SOFT_INK, align="right"
+            )
+        top += LINE + 8
+        for n, line in enumerate(lines):
+            lefts = [MARGIN + column * (width + GAP) for column in range(len(line))]
+            if labels is not None and n < headed:
+                for i, left in zip(line, lefts, strict=True):
+                    page.write(
+                        str(labels[i]), left + width / 2, top + LINE / 2, color=SOFT_INK, align="center"
+                    )
+                top += LINE
+            for i, left in zip(line, lefts, strict=True):
+                page.paste(pictures[i], left, top)
+            top += height + GAP
+        top += MARGIN
+    page.save(path)
+
+
+def save_film_strip(path: str | Path, images: Tensor, undecided: Tensor) -> None:
+    """Writes K episodes as rows, from the start to the finished image, with the open places in amber.
+
+    Of more than 16 steps, 17 columns at even distances are shown.
+
+    Args:
+        path: of the PNG file.
+        images: (T + 1, K, C, H, W) in [0, 1], the partial result before each decision and the finished image.
+        undecided: (T + 1, K, h, w) in [0, 1], how open each place still is.
+    """
+    if images.ndim != 5 or undecided.ndim != 4 or images.shape[:2] != undecided.shape[:2]:
+        raise ValueError(
+            "images must have shape (T + 1, K, C, H, W) and undecided (T + 1, K, h, w), "
+            f"got {tuple(images.shape)} and {tuple(undecided.shape)}"
+        )
+    last, rows = len(images) - 1, images.shape[1]
+    steps = torch.linspace(0, last, min(last + 1, MAX_STEPS_SHOWN)).round().long()
+    pictures = torch.from_numpy(_pixels(images[steps].flatten(0, 1))).float()  # (S K, H', W', 3)
+    height, width = pictures.shape[1:3]
+    cover = F.interpolate(
+        undecided[steps].flatten(0, 1)[:, None].float().cpu(), (height, width), mode="nearest"
+    )
+    cover = 0.7 * cover.nan_to_num().permute(0, 2, 3, 1)  # (S K, H', W', 1)
+    tinted = (pictures * (1 - cover) + 255 * OPEN * cover).round().byte().numpy()
+
+    page = _Page(
+        max(len(steps) * (width + GAP) - GAP + 2 * MARGIN, MIN_WIDTH),
+        2 * MARGIN + 2 * LINE + 8 + rows * (height + GAP),
+    )
+    for column, step in enumerate(steps.tolist()):
+        left = MARGIN + column * (width + GAP)
+        title = "start" if step == 0 else f"step {step}"
+        page.write(title, left + width / 2, MARGIN + LINE / 2, color=SOFT_INK, align="center")
+        for row in range(rows):
+            page.paste(tinted[column * rows + row], left, MARGIN + LINE + row * (height + GAP))
+    page.write("amber: not decided yet", MARGIN, page.height - MARGIN - LINE / 2, color=SOFT_INK)
+    page.save(path)
+
+
+def save_schedule(path: str | Path, static: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> None:
+    """Writes each schedule parameter over the steps: hand-crafted, and as a policy chose it for N images.
+
+    Args:
+        path: of the PNG file.
+        static: {name: (T,)}, the hand-crafted schedule in physical units.
+        learned: {name: (T, N)}, the chosen one. Values that are not finite are left out.
+
+    Raises:
+        ValueError: if names or shapes of the two differ.
+    """
+    if not static or static.keys() != learned.keys():
+        raise ValueError(
+            f"static and learned must hold the same parameters, got {list(static)} and {list(learned)}"
+        )
+    with matplotlib.style.context(["default", STYLE]):
+        columns = _columns(len(static))
+        figure, panels = _panels(len(static), columns)
+        for axes, (name, line) in zip(panels, static.items(), strict=True):
+            values = learned[name]
+            if values.ndim != 2 or line.shape != values.shape[:1] or not values.numel():
+                raise ValueError(
+                    f"{name}: static must have shape (T,) and learned (T, N), "
+                    f"got {tuple(line.shape)} and {tuple(values.shape)}"
+                )
+            _draw_schedule(axes, line.detach().cpu().double().numpy(), values.detach().cpu().double().numpy())
+            axes.set_title(name.replace("_", " "))
+            axes.set_ylabel(UNITS.get(name, ""))
+        for axes in panels[-columns:]:
+            axes.set_xlabel("step")
+        handles, titles = panels[0].get_legend_handles_labels()
+        figure.legend(handles, titles, loc="outside upper left", ncols=len(titles), borderpad=0.5)
+        _save(figure, path)
+
+
+def _draw_schedule(axes: Axes, static: np.ndarray, learned: np.ndarray) -> None:
+    horizon, count = learned.shape
+    steps = np.arange(1, horizon + 1)
+    # A line through one step has no length: there, each value is drawn as a short bar.
+    x = steps if horizon > 1 else np.array([0.8, 1.2])
+    bar = learned if horizon > 1 else learned.repeat(2, axis=0)
+    finite = [row[np.isfinite(row)] for row in bar]
+    low, high = np.array([np.percentile(row, (10, 90)) if row.size else (np.nan, np.nan) for row in finite]).T
+    mean = [row.mean() if row.size else np.nan for row in finite]
+    some = np.linspace(0, count - 1, min(count, MAX_SINGLE_LINES)).round().astype(int)
+    singles = axes.plot(x, bar[:, some], color=LEARNED, alpha=0.14, linewidth=0.8)
+    singles[0].set_label("learned, single images")
+    axes.fill_between(
+        x, low, high, color=LEARNED, alpha=0.18, linewidth=0, label="learned, 10 to 90 % of images"
+    )
+    axes.plot(x, mean, color=LEARNED, linewidth=2.2, label="learned, mean")
+    size = 4.5 if horizon <= 16 else 2.5
+    axes.plot(steps, static, "--o", color=INK, linewidth=1.3, markersize=size, label="hand-crafted")
+    if horizon <= 16:
+        axes.set_xticks(steps)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if horizon == 1:
+        axes.set_xlim(0.4, 1.6)
+    axes.ticklabel_format(axis="y", useOffset=False)
+
+
+def save_curves(
+    path: str | Path, records: Sequence[Mapping[str, float]], baseline: Mapping[str, float] | None = None
+) -> None:
+    """Writes the learning curves of a run: reward, FID, precision, recall and coverage, label accuracy.
+
+    Panels without a finite value are left out.
+
+    Args:
+        path: of the PNG file.
+        records: one for each iteration, with "iteration", "images" (generated so far), "reward", and now and then
+            "held_out/fid", "held_out/precision" ...
+        baseline: {"fid": ..., "precision": ...}, the hand-crafted schedule's held-out values, as dashed lines.
+
+    Raises:
+        ValueError: if there are no records.
+    """
+    if not records:
+        raise ValueError("records must hold at least one iteration, got none")
+    baseline = baseline or {}
+    clock = "images" if all("images" in record for record in records) else "iteration"
+    curves = {key: _curve(records, clock, key) for panel in PANELS for key in panel.keys}
+    shown = [panel for panel in PANELS if any(curves[key][0].size for key in panel.keys)] or [PANELS[0]]
+    with matplotlib.style.context(["default", STYLE]):
+        columns = _columns(len(shown))
+        figure, panels = _panels(len(shown), columns)
+        for axes, panel in zip(panels, shown, strict=True):
+            axes.set_title(panel.title, pad=24)
+            axes.set_ylabel(panel.unit)
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+            axes.yaxis.set_major_formatter(StrMethodFormatter(panel.ticks))
+            for colour, key in zip(SERIES, panel.keys, strict=False):
+                if curves[key][0].size:
+                    _draw_curve(axes, *curves[key], key.removeprefix("held_out/"), colour)
+            _draw_baseline(axes, panel, baseline)
+            if axes.has_data():
+                # Between title and panel the legend covers nothing.
+                axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=4, borderaxespad=0)
+            else:
+                axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", color=SOFT_INK)
+        for axes in panels[-columns:]:
+            axes.set_xlabel("images generated in training" if clock == "images" else "iteration")
+        _save(figure, path)
+
+
+def _curve(records: Sequence[Mapping[str, float]], clock: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns when and how large the finite values of a key were."""
+    points = [(record[clock], record[key]) for record in records if key in record]
+    x, y = np.array(points, dtype=float).reshape(-1, 2).T
+    kept = np.isfinite(x) & np.isfinite(y)
+    return x[kept], y[kept]
+
+
+def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, name: str, colour: str) -> None:
+    width = len(y) // 20
+    if name == "reward" and width > 1:
+        axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.9, label="each iteration")
+        window, ones = np.ones(width), np.ones(len(y))
+        smooth = np.convolve(y, window, "same") / np.convolve(ones, window, "same")
+        axes.plot(x, smooth, color=colour, linewidth=2, label=f"running mean of {width}")
+    else:
+        label = {"reward": "each iteration", "fid": "learned"}.get(name, name)
+        axes.plot(x, y, "-o", color=colour, linewidth=2, markersize=3.5, label=label)
+
+
+def _draw_baseline(axes: Axes, panel: Panel, baseline: Mapping[str, float]) -> None:
+    several = len(panel.keys) > 1
+    for colour, key in zip(SERIES, panel.keys, strict=False):
+        value = baseline.get(key.removeprefix("held_out/"), math.nan)
+        if math.isfinite(value):
+            axes.axhline(value, color=colour if several else INK, linestyle="--", linewidth=1.2)
+            if "hand-crafted" not in axes.get_legend_handles_labels()[1]:
+                axes.plot([], [], "--", color=INK, linewidth=1.2, label="hand-crafted")
+    if panel.keys == ("held_out/fid",):
+        axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
+
+
+class _Page:
+    """A white page measured in pixels from its top left corner: pictures keep their pixels, texts lie over them."""
+
+    def __init__(self, width: int, height: int):
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+        self.pixels = np.full((height, width, 3), 255, np.uint8)
+
+    def paste(self, picture: np.ndarray, left: int, top: int) -> None:
+        self.pixels[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+
+    def write(
+        self,
+        text: str,
+        x: float,
+        y: float,
+        *,
+        size: float = 13,
+        color: str = INK,
+        align: str = "left",
+        weight: str = "normal",
+    ) -> None:
+        # Class names and prompts are data: "$" in them is no formula.
+        self.figure.text(
+            x / self.width,
+            1 - y / self.height,
+            text,
+            fontsize=size,
+            color=color,
+            ha=align,
+            va="center",
+            weight=weight,
+            family="DejaVu Sans",
+            parse_math=False,
+        )
+
+    def save(self, path: str | Path) -> None:
+        self.figure.figimage(self.pixels, origin="upper")
+        _save(self.figure, path)
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    """Returns images (K, C, H, W) in [0, 1] enlarged by a whole factor, (K, H', W', 3) uint8."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
+        raise ValueError(f"images must have shape (K, 1 or 3, H, W) with K > 0, got {tuple(images.shape)}")
+    rgb = images.detach().cpu().float().expand(-1, 3, -1, -1)
+    rgb = torch.where(rgb.isfinite(), rgb.clamp(0, 1), DAMAGED[:, None, None])
+    factor = max(1, CELL // max(images.shape[2:]))
+    enlarged = rgb.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return (enlarged * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def _columns(panels: int) -> int:
+    return {1: 1, 2: 2, 4: 2}.get(panels, 3)
+
+
+def _panels(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    rows = -(-count // columns)
+    size = (10.5 if columns > 1 else 7.5, 3.1 * rows + 0.4)
+    figure = Figure(figsize=size, dpi=170, layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with replacing(Path(path)) as partial:
+        figure.savefig(partial, format="png")
