@@ -1,0 +1,161 @@
+"""Checks that an id keeps what every environment of the suite promises (`genenv check`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.utils.env_checker import check_env
+from torch import Tensor
+
+from genenv.protocols import Actor
+from genenv.rollout import run_episode, static_actor, unwrapped
+
+SEED = 20
+NUM_ENVS = 4
+
+Make = Callable[..., Any]
+"""Makes the vector environment under test; its arguments are those of `gymnasium.make_vec`."""
+
+
+class CheckFailed(Exception):
+    """An environment breaks a promise."""
+
+
+def check(env_id: str, **env_kwargs: Any) -> Iterator[tuple[str, str | None]]:
+    """Yields each promise with None where it is kept, or with what was found instead.
+
+    Args:
+        env_id: a registered id.
+        env_kwargs: keyword arguments of the environment.
+    """
+
+    def make(num_envs: int = NUM_ENVS, **kwargs: Any) -> Any:
+        merged: dict[str, Any] = {"reward": "none"} | env_kwargs | kwargs
+        return gym.make_vec(env_id, num_envs=num_envs, **merged)
+
+    promises: dict[str, Callable[[], None]] = {
+        "Gymnasium's check_env passes without a warning": lambda: _gymnasium(env_id, env_kwargs),
+        "shapes, types and bounds are those of the spaces": lambda: _spaces(make),
+        "an image depends on its seed and actions, not on its batch": lambda: _batch_size(make),
+        "every autoreset mode hands out the same finished images": lambda: _autoreset(make),
+        "a zero action is the hand-crafted schedule": lambda: _zero_action(make),
+        "an action that is not finite is refused": lambda: _not_finite(make),
+    }
+    for name, promise in promises.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                promise()
+        except (CheckFailed, AssertionError, gym.error.Error, Warning) as error:
+            yield name, str(error) or type(error).__name__
+        else:
+            yield name, None
+
+
+def _require(kept: bool, otherwise: str) -> None:
+    if not kept:
+        raise CheckFailed(otherwise)
+
+
+def _gymnasium(env_id: str, env_kwargs: dict[str, Any]) -> None:
+    drawable = importlib.util.find_spec("matplotlib") is not None  # what render_mode="human" needs
+    check_env(gym.make(env_id, **env_kwargs).unwrapped, skip_render_check=not drawable)
+
+
+def _spaces(make: Make) -> None:
+    env = make(output="numpy")
+    observation, _ = env.reset(seed=SEED)
+    _require(observation in env.observation_space, "the first observation is outside its space")
+    steps = [env.step(action.cpu().numpy()) for action in _random_actions(env)]
+    for t, (observation, reward, terminated, truncated, _) in enumerate(steps):
+        _require(observation in env.observation_space, f"the observation after step {t} is outside its space")
+        for name, array, dtype in (
+            ("reward", reward, np.float32),
+            ("terminated", terminated, np.bool_),
+            ("truncated", truncated, np.bool_),
+        ):
+            _require(
+                array.shape == (env.num_envs,) and array.dtype == dtype,
+                f"{name} must be ({env.num_envs},) {np.dtype(dtype)}, got {array.shape} {array.dtype}",
+            )
+        _require(not truncated.any(), f"step {t} is truncated")
+        _require(bool((terminated == (t == len(steps) - 1)).all()), f"step {t}: terminated is {terminated}")
+    info = steps[-1][-1]
+    image, shape = info["final_info"]["image"], env.unwrapped.sampler.image_shape
+    _require(
+        image.shape == (env.num_envs, *shape) and image.dtype == np.float32,
+        f"the images must be (N, {', '.join(map(str, shape))}) float32, got {image.shape} {image.dtype}",
+    )
+    _require(bool((image >= 0).all() and (image <= 1).all()), "an image leaves [0, 1] or is not a number")
+
+
+def _batch_size(make: Make) -> None:
+    env, single = make(), make(1)
+    actions = _random_actions(env)
+    together = run_episode(env, _replay(actions), SEED).images
+    for i in range(env.num_envs):
+        alone = run_episode(single, _replay(actions[:, i : i + 1]), SEED + i).images
+        _require(torch.allclose(alone[0], together[i], atol=1e-4), f"image {i} changes with the batch size")
+
+
+def _autoreset(make: Make) -> None:
+    disabled = make(autoreset_mode="Disabled")
+    actions = _random_actions(disabled)
+    expected = [run_episode(disabled, _replay(actions), seed).images for seed in (SEED, None)]
+    for mode, pause in (("SameStep", 0), ("NextStep", 1)):
+        env = make(autoreset_mode=mode)
+        env.reset(seed=SEED)
+        found = []
+        for _ in range(len(expected)):
+            *_, (_, _, terminated, _, info) = [env.step(action) for action in actions]
+            _require(bool(terminated.all()), f"{mode}: an episode does not end after {len(actions)} steps")
+            found.append(info.get("final_info", info)["image"])
+            for _ in range(pause):
+                _, reward, terminated, _, _ = env.step(actions[0])
+                _require(not (reward.any() or terminated.any()), f"{mode}: the reset step is not a plain one")
+        for episode, (image, other) in enumerate(zip(found, expected, strict=True)):
+            _require(
+                torch.equal(image, other), f"{mode}: the images of episode {episode} differ from Disabled"
+            )
+
+
+def _zero_action(make: Make) -> None:
+    env = make()
+    schedule = run_episode(env, static_actor(env), SEED).schedule
+    for param in unwrapped(env).sampler.params:
+        wanted = param.static.float()[:, None].to(schedule[param.name].device)
+        _require(
+            bool((schedule[param.name] == wanted).all()), f"{param.name} differs from its static schedule"
+        )
+
+
+def _not_finite(make: Make) -> None:
+    env = make()
+    for bad in (float("nan"), float("inf")):
+        env.reset(seed=SEED)
+        action = static_actor(env)({}).clone()
+        action[-1, 0] = bad
+        try:
+            env.step(action)
+        except ValueError:
+            continue
+        raise CheckFailed(f"an action of {bad} is accepted")
+
+
+def _random_actions(env: Any) -> Tensor:
+    """Returns actions (T, N, A) from the action box."""
+    env.action_space.seed(SEED)
+    actions = [env.action_space.sample() for _ in range(env.unwrapped.sampler.horizon)]
+    return torch.as_tensor(np.stack(actions), device=env.unwrapped.device)
+
+
+def _replay(actions: Tensor) -> Actor:
+    """Returns an actor that plays actions (T, N, A) one after the other."""
+    steps = iter(actions)
+    return lambda observation: next(steps)

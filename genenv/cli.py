@@ -1,0 +1,263 @@
+"""The command `genenv`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+import genenv
+
+DEFAULT_ID = "AdaGen/MaskGIT-v0"
+
+
+class CommandError(ValueError):
+    """A command cannot do what it was asked for."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand and returns its exit status: 0, 1 where a check failed, 2 for a user's mistake."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OSError, ImportError, gym.error.Error) as error:
+        print(f"genenv {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"genenv {options.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="genenv", description=(genenv.__doc__ or "").splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"genenv {genenv.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help_: str, *, env_id: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_)
+        sub.set_defaults(run=run)
+        if env_id:
+            sub.add_argument("env_id", nargs="?", default=DEFAULT_ID, metavar="ENV_ID")
+            sub.add_argument("--backbone", help="generator weights, the id's own by default")
+            sub.add_argument("--num-steps", type=int, help="decisions for each image")
+        return sub
+
+    command("list", _list, "List the environments, their action parameters, weights and rewards.")
+
+    command("check", _check, "Check that an environment keeps the suite's promises.", env_id=True)
+
+    sub = command("evaluate", _evaluate, "Measure a policy on held-out seeds.", env_id=True)
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--static", action="store_true", help="the hand-crafted schedule (default)")
+    which.add_argument(
+        "--policy", metavar="MODULE:FUNCTION", help="loader of a trained policy, given the folder of --run"
+    )
+    sub.add_argument("--run", type=Path, dest="run_dir", metavar="RUN_DIR", help="folder of a training run")
+    sub.add_argument("--num-images", type=int, default=2000, help="images for each seed (default 2000)")
+    sub.add_argument("--seeds", type=int, default=1, help="evaluations with images of their own (default 1)")
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON too")
+
+    sub = command("bench", _bench, "Measure speed beside the bare generator.", env_id=True)
+    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--threads", type=int, help="CPU threads of torch")
+    sub.add_argument("--repeats", type=int, default=9, help="timings of each number (default 9)")
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON too")
+
+    sub = command("play", _play, "Draw hand-crafted episodes as a film strip.", env_id=True)
+    sub.add_argument("--out", type=Path, default=Path("film_strip.png"))
+    sub.add_argument("--num-images", type=int, default=8)
+    sub.add_argument("--seed", type=int, default=0)
+
+    zoo = command("zoo", None, "Rebuild the shipped generators.").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    sub = zoo.add_parser("build", help="train the networks of a backbone")
+    sub.set_defaults(run=_zoo_build)
+    sub.add_argument("backbone", choices=["digits"])
+    sub.add_argument("--out", type=Path, help="folder to write to (default: the installed package's own)")
+    sub.add_argument("--only", metavar="PART", help="train this network alone")
+
+    sub = command("report", _report, "Write report.html of a training run.")
+    sub.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    return parser
+
+
+def _list(options: argparse.Namespace) -> int:
+    from genenv.checkpoints import BACKBONES, LICENCES
+    from genenv.rewards import REWARDS
+    from genenv.rollout import unwrapped
+
+    for env_id, kwargs in genenv.IDS.items():
+        inner = unwrapped(gym.make_vec(env_id, num_envs=1, reward="none"))
+        print(env_id)
+        rows = [
+            ("action", ", ".join(param.name for param in inner.sampler.params)),
+            ("observation", ", ".join([*inner.sampler.fields, "step", "context", "prev_action"])),
+            ("steps", str(kwargs["num_steps"])),
+            ("backbones", ", ".join(BACKBONES)),
+            ("rewards", ", ".join(["none", *REWARDS])),
+            *((f"weights of {name}", LICENCES[name]) for name in BACKBONES),
+        ]
+        _print_table(rows, indent=2)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from genenv.check import check
+
+    failed = False
+    for promise, found in check(_known(options.env_id), **_env_kwargs(options)):
+        print(f"{'ok  ' if found is None else 'FAIL'} {promise}{'' if found is None else f': {found}'}")
+        failed |= found is not None
+    return int(failed)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from genenv.checkpoints import write_text
+    from genenv.evaluation import HELD_OUT_SEED, Evaluator
+
+    if options.seeds < 1:
+        raise CommandError(f"--seeds must be at least 1, got {options.seeds}")
+    if (options.policy is None) != (options.run_dir is None):
+        raise CommandError("--policy and --run belong together: the loader and the folder that it loads")
+    env_id, env_kwargs = _known(options.env_id), _env_kwargs(options)
+    actor: Any = None
+    if options.policy is not None:
+        actor = _load(options.policy)(options.run_dir)
+        env_kwargs = dict(actor.env_kwargs) | env_kwargs
+    evaluator = Evaluator(env_id, env_kwargs, options.num_images)
+    if actor is None:
+        from genenv.rollout import static_actor
+
+        actor = static_actor(evaluator.env)
+    runs = [evaluator(actor, HELD_OUT_SEED + k * options.num_images).metrics for k in range(options.seeds)]
+    _print_table([("metric", "mean", "95 % interval"), *(_interval(name, runs) for name in runs[0])])
+    if options.json:
+        write_text(options.json, json.dumps(runs, indent=2) + "\n")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import torch
+
+    from genenv.bench import RATIO_ENVS, measure
+    from genenv.checkpoints import write_text
+
+    if options.threads is not None:
+        if options.threads < 1:
+            raise CommandError(f"--threads must be at least 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    env_kwargs = _env_kwargs(options)
+    result = measure(_known(options.env_id), options.device, options.repeats, **env_kwargs)
+    print(f"{result.env_id} on {result.device}, {result.threads} CPU threads, {RATIO_ENVS} images at once")
+    rows = [
+        ("environment", f"{result.env_steps_per_second:,.0f} steps/s"),
+        ("bare sampler loop", f"{result.sampler_steps_per_second:,.0f} steps/s"),
+        ("ratio", f"{result.ratio:.3f}"),
+    ]
+    _print_table(rows)
+    paths = result.images_per_second
+    table = [
+        (str(n), *(f"{speeds[n]:,.0f}" for speeds in paths.values())) for n in next(iter(paths.values()))
+    ]
+    print("\nimages/s")
+    _print_table([("images at once", *paths), *table])
+    if options.json:
+        write_text(options.json, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    return 0
+
+
+def _play(options: argparse.Namespace) -> int:
+    import torch
+
+    from genenv.bench import sampler_states
+    from genenv.viz.plots import save_film_strip
+
+    env: Any = gym.make_vec(
+        _known(options.env_id), num_envs=options.num_images, reward="none", **_env_kwargs(options)
+    )
+    sampler = env.unwrapped.sampler
+    images, undecided = [], []
+    with torch.no_grad():
+        for state in sampler_states(env, options.seed):
+            images.append(sampler.decode(state))
+            undecided.append(sampler.undecided(state))
+    save_film_strip(options.out, torch.stack(images), torch.stack(undecided))
+    print(options.out)
+    return 0
+
+
+def _zoo_build(options: argparse.Namespace) -> int:
+    from genenv.checkpoints import backbone_folder
+    from genenv.zoo import digits
+
+    digits.build(options.out or backbone_folder("digits"), options.only)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from genenv.viz.report import write_report
+
+    if not options.run_dir.is_dir():
+        raise CommandError(f"{options.run_dir} is not the folder of a run")
+    write_report(options.run_dir, options.run_dir.resolve().name)
+    print(options.run_dir / "report.html")
+    return 0
+
+
+def _known(env_id: str) -> str:
+    """Returns the id, or raises the error that names the ids there are."""
+    if env_id not in genenv.IDS:
+        raise CommandError(f"ENV_ID must be one of {', '.join(genenv.IDS)}, got {env_id!r}")
+    return env_id
+
+
+def _env_kwargs(options: argparse.Namespace) -> dict[str, Any]:
+    given = {"backbone": options.backbone, "num_steps": options.num_steps}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _load(path: str) -> Any:
+    """Returns what "module:attribute" names; modules of the current folder count."""
+    module, separator, attribute = path.partition(":")
+    if not separator:
+        raise CommandError(f"--policy must be MODULE:FUNCTION, got {path!r}")
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except AttributeError:
+        raise CommandError(f"--policy: module {module} has no {attribute!r}") from None
+    finally:
+        sys.path.remove("")
+
+
+def _interval(name: str, runs: list[dict[str, float]]) -> tuple[str, str, str]:
+    """Returns a row: the mean over the runs, and the 95 % interval of Student's t where there are several."""
+    from scipy import stats
+
+    values = [run[name] for run in runs]
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return name, f"{mean:.4f}", "-"
+    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    return name, f"{mean:.4f}", f"{mean - half:.4f} ... {mean + half:.4f}"
+
+
+def _print_table(rows: Iterable[tuple[str, ...]], indent: int = 0) -> None:
+    """Prints rows with aligned columns."""
+    rows = list(rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(" " * indent + "  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
