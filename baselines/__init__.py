@@ -1,0 +1,1 @@
+"""What a learned policy has to beat."""

@@ -1,0 +1,264 @@
+"""What the baselines share: their task, their result, and images under static schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import gymnasium as gym
+import torch
+import tyro
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from scipy.stats import t as student
+from torch import Tensor
+
+import genenv
+from genenv.checkpoints import write_text
+from genenv.evaluation import HELD_OUT_SEED, Evaluator
+from genenv.protocols import Actor, Observation
+from genenv.rollout import run_episode, unwrapped
+from genenv.schedules import ScheduleParam
+
+TUNING_SEED = HELD_OUT_SEED // 2
+"""Choices between finished schedules use the seeds from here on, searches and training the ones below."""
+
+Report = Callable[[int, int, float], None]
+"""Called as report(step, num_steps, best value)."""
+
+METRICS = ("fid", "precision", "recall", "coverage", "accuracy")
+"""The columns of a table; the results hold all metrics."""
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """Returns the keyword arguments that a JSON object on the command line describes."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"env_kwargs must be a JSON object, got {text!r} ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"env_kwargs must be a JSON object, got {text!r}")
+    return value
+
+
+JSON_OBJECT = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=lambda words: parse_json(words[0]),
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [json.dumps(value)],
+)
+"""Tells tyro how to read `Task.env_kwargs`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a baseline is measured on; each baseline's Config adds its own fields."""
+
+    env_id: str = "AdaGen/MaskGIT-v0"
+    """Environment id."""
+    env_kwargs: Annotated[dict[str, Any], JSON_OBJECT] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of the environment, such as '{"num_steps": 8}'."""
+    seeds: int = 3
+    """Repetitions, each on its own held-out images."""
+    num_images: int = 2000
+    """Held-out images of a repetition."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one repetition of a baseline came to."""
+
+    method: str
+    """The baseline's name."""
+    env_id: str
+    """Environment id."""
+    env_kwargs: dict[str, Any]
+    """Keyword arguments it was evaluated with."""
+    seed: int
+    """Repetition."""
+    metrics: dict[str, float]
+    """Held-out metrics: fid, kid, precision, recall, density, coverage, accuracy."""
+    images: int
+    """Images generated to find the policy; the held-out ones are not counted."""
+    seconds: float
+    """Wall clock spent on finding it."""
+    schedule: dict[str, list[float]]
+    """Each parameter at each decision in physical units, the mean over the images where they differ."""
+
+
+class Bench:
+    """Evaluates actors on the held-out images of each repetition.
+
+    Args:
+        task: what to measure on.
+        env_kwargs: in place of the task's, where the actors need other ones.
+    """
+
+    def __init__(self, task: Task, env_kwargs: Mapping[str, Any] | None = None):
+        self.task = task
+        self.env_kwargs = dict(task.env_kwargs if env_kwargs is None else env_kwargs)
+        self.evaluator = Evaluator(task.env_id, self.env_kwargs, task.num_images)
+
+    @property
+    def backbone(self) -> str:
+        """Whose images are judged."""
+        return self.env_kwargs.get("backbone", genenv.IDS[self.task.env_id]["backbone"])
+
+    @property
+    def params(self) -> tuple[ScheduleParam, ...]:
+        """The environment's schedule parameters."""
+        return unwrapped(self.evaluator.env).sampler.params
+
+    def result(
+        self,
+        method: str,
+        seed: int,
+        actor: Actor,
+        images: int = 0,
+        seconds: float = 0.0,
+        table: Tensor | None = None,
+    ) -> Result:
+        """Returns the result of an actor found with `images` images; `table` (T, A) is its exact static schedule."""
+        evaluation = self.evaluator(actor, held_out_seed(seed, self.task.num_images))
+        if table is None:
+            schedule = {name: value.mean(1).tolist() for name, value in evaluation.episode.schedule.items()}
+        else:
+            schedule = {param.name: table[:, i].tolist() for i, param in enumerate(self.params)}
+        return Result(
+            method,
+            self.task.env_id,
+            self.env_kwargs,
+            seed,
+            evaluation.metrics,
+            images,
+            round(seconds, 1),
+            schedule,
+        )
+
+
+def held_out_seed(seed: int, num_images: int) -> int:
+    """Returns the first held-out seed of a repetition; repetitions share no image."""
+    return HELD_OUT_SEED + seed * num_images
+
+
+def tuning_seed(seed: int, num_images: int) -> int:
+    """Returns the first tuning seed of a repetition; repetitions share no image."""
+    return TUNING_SEED + seed * num_images
+
+
+def static_kwargs(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns keyword arguments under which an actor sets a static schedule in physical units."""
+    return dict(env_kwargs) | {"action_mode": "physical", "observe": ["step"], "smoothing": 0.0}
+
+
+def handcrafted(params: Sequence[ScheduleParam]) -> Tensor:
+    """Returns the hand-crafted schedule (T, A) float64 in physical units."""
+    return torch.stack([param.static.double() for param in params], dim=1)
+
+
+def schedule_actor(table: Tensor) -> Actor:
+    """Returns the actor that plays a schedule, in an environment of `static_kwargs`.
+
+    Args:
+        table: (T, A) float64 in physical units, or (N, T, A), one for each image.
+    """
+
+    def act(observation: Observation) -> Tensor:
+        step = observation["step"]
+        rows = table.to(step.device).expand(len(step), *table.shape[-2:])
+        return rows[torch.arange(len(step), device=step.device), step]
+
+    return act
+
+
+class StaticSchedules:
+    """Generates images under many static schedules, as many at once as fit into a batch.
+
+    Args:
+        env_id: a registered id.
+        env_kwargs: of the task; labels are balanced and no reward is paid.
+        batch_size: images at once; they may belong to different schedules.
+    """
+
+    def __init__(self, env_id: str, env_kwargs: Mapping[str, Any], batch_size: int = 512):
+        kwargs = static_kwargs(env_kwargs)
+        kwargs |= {"contexts": "cycle", "reward": "none", "autoreset_mode": "Disabled", "output": "torch"}
+        self.env = gym.make_vec(env_id, num_envs=batch_size, **kwargs)
+        self.params = unwrapped(self.env).sampler.params
+
+    def __call__(self, tables: Tensor, num_images: int, seed: int) -> Tensor:
+        """Returns images (P, num_images, C, H, W) of schedules (P, T, A) in physical units.
+
+        Every schedule gets the same seeds, seed ... seed + num_images - 1, so that they differ by nothing else.
+        """
+        total, batch_size = len(tables) * num_images, self.env.num_envs
+        images = []
+        for start in range(0, total, batch_size):
+            index = (
+                torch.arange(start, start + batch_size) % total
+            )  # the surplus of the last batch is cut off
+            actor = schedule_actor(tables[index // num_images])
+            seeds = (seed + index % num_images).tolist()
+            images.append(run_episode(self.env, actor, seeds, keep_observations=False).images)
+        return torch.cat(images)[:total].unflatten(0, (len(tables), num_images))
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Report]:
+    """Shows a bar for as long as the context lasts; gives what reports to it."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        job = bar.add_task(description, total=None)
+
+        def update(step: int, num_steps: int, value: float) -> None:
+            bar.update(job, completed=step, total=num_steps, description=f"{description} {value:.2f}")
+
+        yield update
+
+
+def finish(results: Sequence[Result], out: Path | None) -> None:
+    """Prints the table of the results and writes them where `out` says."""
+    console = Console()
+    console.width = max(console.width, 130)  # a cell that is wrapped cannot be read
+    console.print(table_of(results))
+    if out is not None:
+        write_results(out, results)
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Writes results as JSON, whole or not at all."""
+    write_text(path, json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n")
+
+
+def read_results(path: Path) -> list[Result]:
+    """Returns the results that `write_results` wrote."""
+    return [Result(**entry) for entry in json.loads(path.read_text())]
+
+
+def table_of(results: Sequence[Result]) -> Table:
+    """Returns a table with one row a method: the mean over its repetitions and the 95 % t interval's half-width."""
+    table = Table("method", *METRICS, "images", "seconds", box=SIMPLE)
+    for method in dict.fromkeys(result.method for result in results):
+        rows = [result for result in results if result.method == method]
+        cells = [interval([row.metrics[name] for row in rows]) for name in METRICS]
+        images = sum(row.images for row in rows) / len(rows)
+        seconds = sum(row.seconds for row in rows) / len(rows)
+        table.add_row(method, *cells, f"{images:,.0f}", f"{seconds:.0f}")
+    return table
+
+
+def interval(values: Sequence[float]) -> str:
+    """Returns "mean +- half-width" of the 95 % t interval; the mean alone for a single value."""
+    sample = torch.tensor(values, dtype=torch.float64)
+    if len(sample) == 1:
+        return f"{sample.item():.3f}"
+    half_width = student.ppf(0.975, len(sample) - 1) * sample.std().item() / len(sample) ** 0.5
+    return f"{sample.mean().item():.3f} ± {half_width:.3f}"

@@ -1,0 +1,162 @@
+"""Stable-Baselines3's PPO at its default hyper-parameters.
+
+SB3 feeds an integer Box to its policy as plain numbers, so that token 40 lies between 39 and 41. `--one-hot-tokens`
+shows the policy which token it is instead; all else stays at the defaults.
+
+python -m baselines.sb3 --env-id AdaGen/MaskGIT-v0 --minutes 3 --out sb3.json
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor
+
+from baselines.common import Bench, Result, Task, finish
+from genenv.integrations.sb3 import GenVecEnv
+from genenv.protocols import Actor, Observation
+from genenv.rollout import unwrapped
+from genenv.vector_env import to_numpy
+
+ALGORITHMS = {"ppo": "stable_baselines3:PPO", "trpo": "sb3_contrib:TRPO"}
+DEFAULT_ROLLOUT = 2048
+"""Transitions between two updates at SB3's defaults."""
+
+
+@dataclass(frozen=True)
+class Config(Task):
+    """How long to train, and on what."""
+
+    algo: Literal["ppo", "trpo"] = "ppo"
+    """Algorithm; TRPO is sb3-contrib's."""
+    minutes: float = 3.0
+    """Training time of a repetition, without the evaluations."""
+    num_envs: int = 256
+    """Images generated at once: what a reward that compares images sees together."""
+    one_hot_tokens: bool = False
+    """Encode token ids as one-hot vectors instead of SB3's plain numbers."""
+
+
+class OneHotExtractor(BaseFeaturesExtractor):
+    """Concatenates an observation with every integer Box one-hot; SB3 has already done so for Discrete entries.
+
+    Args:
+        observation_space: a Dict of Box and Discrete spaces.
+    """
+
+    def __init__(self, observation_space: spaces.Dict):
+        self.classes = {
+            name: int(space.high.max()) + 1
+            for name, space in observation_space.items()
+            if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer)
+        }
+        sizes = [
+            spaces.flatdim(space) * self.classes.get(name, 1) for name, space in observation_space.items()
+        ]
+        super().__init__(observation_space, sum(sizes))
+
+    def forward(self, observation: Observation) -> Tensor:
+        """Returns features (N, D)."""
+        return torch.cat(
+            [
+                F.one_hot(value.long(), self.classes[name]).float().flatten(1)
+                if name in self.classes
+                else value.flatten(1)
+                for name, value in observation.items()
+            ],
+            dim=1,
+        )
+
+
+class TimeBudget(BaseCallback):
+    """Ends the training when its time is over.
+
+    Args:
+        seconds: wall clock from the first rollout on.
+    """
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.seconds = seconds
+
+    def _on_training_start(self) -> None:
+        self.end = time.monotonic() + self.seconds
+
+    def _on_step(self) -> bool:
+        return time.monotonic() < self.end
+
+
+def rollout_steps(num_envs: int, horizon: int) -> int:
+    """Returns the steps of a rollout: whole episodes, as near to SB3's 2048 transitions as they come."""
+    return horizon * max(1, round(DEFAULT_ROLLOUT / (num_envs * horizon)))
+
+
+def make_model(config: Config, seed: int) -> OnPolicyAlgorithm:
+    """Returns an untrained model on its own environment, all else at SB3's defaults."""
+    env = gym.make_vec(config.env_id, num_envs=config.num_envs, **config.env_kwargs)
+    module, _, name = ALGORITHMS[config.algo].partition(":")
+    algorithm = getattr(importlib.import_module(module), name)
+    n_steps = rollout_steps(config.num_envs, unwrapped(env).sampler.horizon)
+    policy_kwargs = {"features_extractor_class": OneHotExtractor} if config.one_hot_tokens else None
+    return algorithm(
+        "MultiInputPolicy", GenVecEnv(env), n_steps=n_steps, seed=seed, policy_kwargs=policy_kwargs
+    )
+
+
+def actor_from(model: OnPolicyAlgorithm) -> Actor:
+    """Returns a model's deterministic policy, its actions clipped to the box."""
+
+    def act(observation: Observation) -> Tensor:
+        action, _ = model.predict(to_numpy(observation), deterministic=True)
+        return torch.from_numpy(action).to(next(iter(observation.values())).device)
+
+    return act
+
+
+def save(model: OnPolicyAlgorithm, path: Path) -> None:
+    """Writes a model under a temporary name and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name("partial-" + path.name)  # SB3 wants the suffix
+    model.save(partial)
+    os.replace(partial, path)
+
+
+def run(config: Config) -> list[Result]:
+    """Returns the results of every repetition, before and after training.
+
+    The models are saved beside the results, as `<out>-<seed>.zip`.
+    """
+    bench = Bench(config)
+    name = f"{config.algo}, one-hot" if config.one_hot_tokens else config.algo
+    results = []
+    for seed in range(config.seeds):
+        model = make_model(config, seed)
+        actor = actor_from(model)
+        results.append(bench.result(f"{name}, untrained", seed, actor))
+        started = time.perf_counter()
+        model.learn(2**62, callback=TimeBudget(60 * config.minutes))
+        seconds = time.perf_counter() - started
+        images = model.num_timesteps // len(bench.params[0].static)
+        results.append(bench.result(name, seed, actor, images, seconds))
+        if config.out is not None:
+            save(model, config.out.with_name(f"{config.out.stem}-{seed}.zip"))
+    return results
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    finish(run(config), config.out)

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+
+from baselines.common import StaticSchedules, handcrafted, tuning_seed
+from baselines.search import Config, RewardFeatureDistance, minimise, run, search
+from genenv.data import digits
+
+QUIET = lambda step, num_steps, value: None  # noqa: E731
+
+
+def noisy_sphere(seed):
+    noise = np.random.default_rng(seed)
+    return lambda points: (
+        np.square(points - 0.7).sum(1) + 0.01 * noise.standard_normal(len(points))
+    ).tolist()
+
+
+def test_cma_finds_the_minimum_of_a_noisy_sphere_and_leaves_global_randomness_alone():
+    np.random.seed(3)
+    untouched = np.random.get_state()[1].copy()
+    reports = []
+    finalists = minimise(
+        noisy_sphere(0), 6, 40, 10, 0.3, np.random.default_rng(0), lambda *report: reports.append(report[:2])
+    )
+    assert np.abs(finalists - 0.7).max() < 0.2  # it starts 0.7 away in each of 6 dimensions
+    assert reports[-1] == (40, 40)
+    assert np.array_equal(np.random.get_state()[1], untouched)
+
+
+def test_cma_repeats_with_its_generator():
+    first, again, other = (
+        minimise(noisy_sphere(0), 4, 5, 6, 0.3, np.random.default_rng(seed), QUIET) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_search_improves_its_own_objective_on_fresh_images(toy):
+    config = Config(
+        env_kwargs=toy, budget=15 * 8 * 100 + 400, images_per_candidate=100, popsize=8, tuning_images=200
+    )
+    generate = StaticSchedules(config.env_id, toy, batch_size=400)
+    score = RewardFeatureDistance("digits")
+    found, images = search(config, 0, generate, score, QUIET)
+    assert images == config.budget
+    assert found[:, 0].min() > 0.6  # brightness, 0.5 by hand; the optimum is 1
+    fresh = tuning_seed(7, 200)
+    before, after = (
+        score(generate(table[None], 200, fresh)[0]) for table in (handcrafted(generate.params), found)
+    )
+    assert after < 0.6 * before
+
+
+@pytest.mark.parametrize("objective", ["reward_features", "judge"])
+def test_a_repetition_is_reproducible(toy, objective):
+    config = Config(
+        env_kwargs=toy,
+        objective=objective,
+        seeds=1,
+        num_images=100,
+        budget=2 * 4 * 70 + 200,
+        images_per_candidate=70,
+        popsize=4,
+        tuning_images=100,
+    )
+    (first,), (again,) = run(config), run(config)
+    assert first.schedule == again.schedule
+    assert first.metrics == again.metrics
+    assert first.images == 760
+    assert objective in first.method
+
+
+def test_real_images_are_at_distance_zero():
+    score = RewardFeatureDistance("digits")
+    images = digits()[0]
+    assert score(images) == pytest.approx(0, abs=1e-3)
+    assert score(images * 0.5) > 1
+
+
+def test_a_budget_below_one_generation_is_refused():
+    config = Config(budget=1000)
+    with pytest.raises(ValueError, match="budget must be at least 12192 images for one generation, got 1000"):
+        search(config, 0, StaticSchedules(config.env_id, {}, 1), torch.Tensor.numel, QUIET)

@@ -1,0 +1,57 @@
+import gymnasium as gym
+import pytest
+import torch
+
+from baselines.common import StaticSchedules, handcrafted, schedule_actor, static_kwargs
+from baselines.static import Config, best_schedule, guidance_schedules, run
+from genenv.envs.maskgit import schedule
+from genenv.rollout import run_episode, static_actor
+
+
+def test_the_handcrafted_table_gives_the_images_of_the_zero_action():
+    kwargs = {"reward": "none", "contexts": "cycle", "autoreset_mode": "Disabled"}
+    residual = gym.make_vec("AdaGen/MaskGIT-v0", num_envs=8, **kwargs)
+    physical = gym.make_vec("AdaGen/MaskGIT-v0", num_envs=8, **static_kwargs(kwargs))
+    zero = run_episode(residual, static_actor(residual), seed=5)
+    table = handcrafted(residual.unwrapped.sampler.params)
+    played = run_episode(physical, schedule_actor(table), seed=5)
+    assert torch.equal(zero.images, played.images)
+    assert all(torch.equal(zero.schedule[name], played.schedule[name]) for name in zero.schedule)
+    assert torch.equal(zero.images, StaticSchedules("AdaGen/MaskGIT-v0", {}, 8)(table[None], 8, 5)[0])
+
+
+def test_the_grid_changes_the_guidance_only():
+    params = schedule(4, guidance_weight=1.0)
+    static = handcrafted(params)
+    ramp0, ramp1, ramp2, constant0, constant1, constant2 = guidance_schedules(params, [0.0, 1.0, 2.0])
+    assert torch.equal(ramp1, static)
+    assert torch.equal(ramp2[:, 3], 2 * static[:, 3])
+    assert torch.equal(ramp0, constant0)
+    assert constant1[:, 3].tolist() == [1.0] * 4
+    assert torch.equal(constant2[:, :3], static[:, :3])
+
+
+def test_the_default_grid_runs_from_no_guidance_to_three():
+    assert Config().grid == [0.25 * i for i in range(13)]
+
+
+def test_the_lowest_score_is_chosen_and_reported():
+    tables, reports = torch.tensor([[[3.0]], [[1.0]], [[2.0]]]), []
+    chosen = best_schedule(tables, lambda table: table.item(), lambda *report: reports.append(report))
+    assert chosen.item() == 1.0
+    assert reports == [(1, 3, 3.0), (2, 3, 1.0), (3, 3, 1.0)]
+
+
+def test_tuning_finds_the_best_guidance_of_a_toy(toy):
+    results = run(Config(env_kwargs=toy, seeds=1, num_images=200, tuning_images=200, step=0.5))
+    assert [result.method for result in results] == ["hand-crafted", "guidance tuned"]
+    plain, tuned = results
+    assert tuned.schedule["guidance_weight"] == [1.5, 1.5]
+    assert tuned.schedule["brightness"] == plain.schedule["brightness"]
+    assert tuned.metrics["fid"] < 0.8 * plain.metrics["fid"]
+    assert (plain.images, tuned.images) == (0, 2 * 7 * 200)
+
+
+def test_without_guidance_there_is_nothing_to_tune():
+    with pytest.raises(ValueError, match="no guidance_weight to tune"):
+        guidance_schedules(schedule(4, guidance_weight=1.0)[:3], [0.0])
