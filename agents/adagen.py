@@ -1,0 +1,559 @@
+"""AdaGen: PPO learns a schedule for each image against a discriminator that learns in turn (arXiv 2603.06993).
+
+python -m agents.adagen --env-id AdaGen/MaskGIT-v0 --out runs/maskgit
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+import genenv
+from agents.checkpointing import MetricsLog, load_checkpoint, save_checkpoint
+from agents.losses import gaussian_log_prob, ppo_policy_loss, standardise
+from agents.policy import PolicyBackbone
+from genenv.checkpoints import write_text
+from genenv.data import real_like
+from genenv.evaluation import Evaluation, Evaluator
+from genenv.models.digits_discriminator import DigitsDiscriminator
+from genenv.protocols import Observation
+from genenv.rewards.adversarial import AdversarialReward
+from genenv.rewards.classifier import make as make_classifier_reward
+from genenv.rollout import run_episode, static_actor, unwrapped
+from genenv.viz.plots import save_curves, save_samples, save_schedule
+from genenv.viz.report import write_report
+
+OBSERVE = ("features", "step", "context")
+CONSOLE = Console()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is made of. The defaults are tuned for the digits on two processor cores."""
+
+    env_id: str = "AdaGen/MaskGIT-v0"
+    """Registered environment."""
+    backbone: str = "digits"
+    """Weights of the generator."""
+    num_steps: int = 4
+    """Decisions T for each image."""
+    smoothing: float = 0.0
+    """Decay of the moving average over actions; the paper smooths where T > 10."""
+    seed: int = 0
+    """Decides the networks' first weights, the exploration, and which images are generated."""
+    device: str = "cpu"
+    """Where everything runs."""
+    num_envs: int = 256
+    """Images for each iteration."""
+    num_iterations: int = 150
+    """Policy updates."""
+    hidden_dim: int = 64
+    """Width of policy and critic."""
+    action_std: tuple[tuple[int, float], ...] = ((0, 0.3), (75, 0.15))
+    """Exploration noise: (first iteration, standard deviation in units of the action) in order."""
+    learning_rate: float = 1e-3
+    """Adam's, for policy and critic."""
+    num_epochs: int = 5
+    """Passes over an iteration's images (K)."""
+    num_minibatches: int = 4
+    """Gradient steps for each pass."""
+    clip: float = 0.2
+    """Trust region of the probability ratio (epsilon)."""
+    value_weight: float = 0.5
+    """Weight of the critic's squared error."""
+    discriminator_steps: int = 5
+    """Discriminator updates after each policy update."""
+    discriminator_batch: int = 256
+    """Generated images, and as many real ones, for each of them."""
+    discriminator_learning_rate: float = 1e-3
+    """Adam's, with betas (0.5, 0.999)."""
+    discriminator_warmup: int = 100
+    """Discriminator updates before the first policy update, on a batch of the untrained policy."""
+    fresh_fakes: bool = False
+    """Generate new images for each discriminator update, as published, rather than use the iteration's."""
+    diversity_run: str | None = None
+    """Run directory of a trained policy. It is kept as it is, and this run trains the fidelity-oriented second policy
+    that is blended with it: a = (1 - lambda) a_diversity + lambda a_fidelity, rewarded in the same proportion."""
+    eval_interval: int = 25
+    """Iterations between held-out evaluations."""
+    eval_images: int = 2000
+    """Images for each of them."""
+    checkpoint_interval: int = 5
+    """Iterations between checkpoints."""
+
+    def __post_init__(self):
+        for name in (
+            "num_steps",
+            "num_envs",
+            "num_iterations",
+            "num_epochs",
+            "num_minibatches",
+            "eval_interval",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_envs * self.num_steps < self.num_minibatches:
+            raise ValueError(
+                f"num_minibatches must not exceed num_envs * num_steps, got {self.num_minibatches}"
+            )
+
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """What `gymnasium.make_vec` needs so that a policy sees what this run trains on."""
+        return {
+            "backbone": self.backbone,
+            "num_steps": self.num_steps,
+            "smoothing": self.smoothing,
+            "observe": list(OBSERVE),
+            "device": self.device,
+        }
+
+    def std_at(self, iteration: int) -> float:
+        """Returns the exploration noise of an iteration."""
+        return [std for first, std in self.action_std if first <= iteration][-1]
+
+
+PRESETS = {
+    "digits": Config(),
+    "demo": Config(num_iterations=120, eval_interval=30),
+    "paper": Config(
+        num_steps=16,
+        smoothing=0.8,
+        num_envs=4096,
+        num_iterations=1000,
+        hidden_dim=512,
+        action_std=((0, 0.6), (500, 0.3)),
+        learning_rate=1e-5,
+        num_epochs=5,
+        num_minibatches=1,
+        discriminator_steps=5,
+        discriminator_batch=1024,
+        discriminator_learning_rate=1e-4,
+        discriminator_warmup=0,
+        fresh_fakes=True,
+    ),
+}
+"""Named configurations; "paper" holds the published hyper-parameters (AdaGen and AdaNAT's released training code)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a finished run found.
+
+    Attributes:
+        out: the run directory.
+        handcrafted: held-out evaluation of the hand-crafted schedule.
+        learned: held-out evaluation of the learned policy, on the same seeds.
+        verdict: reward and held-out metrics before and after, in one sentence.
+    """
+
+    out: Path
+    handcrafted: Evaluation
+    learned: Evaluation
+    verdict: str
+
+
+class PolicyActor:
+    """A trained policy as an actor: observations to actions (N, A), without exploration.
+
+    Attributes:
+        env_id, env_kwargs: what it was trained on, for `gymnasium.make_vec(env_id, **env_kwargs)`.
+    """
+
+    def __init__(self, config: Config, act: Callable[[Observation], Tensor]):
+        self.env_id, self.env_kwargs = config.env_id, config.env_kwargs
+        self._act = act
+
+    @torch.no_grad()
+    def __call__(self, observation: Observation) -> Tensor:
+        """Returns (N, A)."""
+        return self._act(observation)
+
+
+class Trainer:
+    """Everything of a run that changes while it trains, and nothing else."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.env = gym.make_vec(
+            config.env_id,
+            num_envs=config.num_envs,
+            reward="none",
+            autoreset_mode="Disabled",
+            **config.env_kwargs,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.policy = make_network(self.env, config, len(unwrapped(self.env).sampler.params))
+            self.critic = make_network(self.env, config, 1)
+            discriminator = DigitsDiscriminator().to(config.device)
+        self.reward = AdversarialReward(discriminator)
+        self.diversity: PolicyBackbone | None = None
+        if config.diversity_run is not None:
+            self.diversity = load_networks(config.diversity_run, config.device).policy
+            self.fidelity_reward = make_classifier_reward(config.backbone, config.device)
+        parameters = [*self.policy.parameters(), *self.critic.parameters()]
+        self.optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
+        self.discriminator_optimiser = torch.optim.Adam(
+            discriminator.parameters(), lr=config.discriminator_learning_rate, betas=(0.5, 0.999)
+        )
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.iteration = 0
+        self.batches = 0
+
+    def act(self, observation: Observation) -> Tensor:
+        """Returns the policy's mean action (N, A)."""
+        return self.policy(observation)
+
+    def step(self) -> dict[str, float]:
+        """Runs one iteration: rollout, policy updates, discriminator updates."""
+        config = self.config
+        if self.iteration == 0 and config.discriminator_warmup:
+            images, context = self._fresh_images()
+            for _ in range(config.discriminator_warmup):
+                self._update_discriminator(images, context)
+        observations, actions, images, context, reward = self._rollout()
+        losses = self._update_policy(observations, actions, reward)
+        for _ in range(config.discriminator_steps):
+            if config.fresh_fakes:
+                images, context = self._fresh_images()
+            losses["discriminator_loss"] = self._update_discriminator(images, context)
+        self.iteration += 1
+        return {
+            "iteration": self.iteration,
+            "images": self.batches * config.num_envs,
+            "reward": reward.mean().item(),
+            "action_std": config.std_at(self.iteration - 1),
+            **losses,
+        }
+
+    def _next_seed(self) -> int:
+        """Returns the first seed of a batch; no image is generated twice, and none is held out."""
+        self.batches += 1
+        return self.config.seed * 10**9 + (self.batches - 1) * self.config.num_envs
+
+    def _noise(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.config.device)
+
+    def _fresh_images(self) -> tuple[Tensor, Tensor]:
+        episode = run_episode(self.env, self._behaviour(None)[0], self._next_seed(), keep_observations=False)
+        return episode.images, episode.context
+
+    def _behaviour(self, blend: Tensor | None) -> tuple[Callable[[Observation], Tensor], list[Tensor]]:
+        """Returns an exploring actor, and the list into which it puts the policy's own actions (N, A)."""
+        std, own = self.config.std_at(self.iteration), []
+
+        def act(observation: Observation) -> Tensor:
+            mean = self.policy(observation)
+            own.append(mean + std * self._noise(*mean.shape))
+            if self.diversity is None or blend is None:
+                return own[-1]
+            return torch.lerp(self.diversity(observation), own[-1], blend[:, None])
+
+        return act, own
+
+    def _rollout(self) -> tuple[Observation, Tensor, Tensor, Tensor, Tensor]:
+        config = self.config
+        blend = None
+        if self.diversity is not None:
+            blend = torch.rand(config.num_envs, generator=self.generator).to(config.device)
+        act, own = self._behaviour(blend)
+        episode = run_episode(self.env, act, self._next_seed())
+        reward = self.reward(episode.images, episode.context)
+        if blend is not None:
+            reward = torch.lerp(reward, self.fidelity_reward(episode.images, episode.context), blend)
+        return episode.observations, torch.stack(own), episode.images, episode.context, reward
+
+    def _update_policy(self, observations: Observation, actions: Tensor, reward: Tensor) -> dict[str, float]:
+        """PPO with the terminal reward as the return of every step: no discount, no GAE."""
+        config, std = self.config, self.config.std_at(self.iteration)
+        batch = {name: value.flatten(0, 1) for name, value in observations.items()}  # (T * N, ...)
+        actions = actions.flatten(0, 1)
+        returns = standardise(reward).repeat(config.num_steps)
+        with torch.no_grad():
+            old_log_prob = gaussian_log_prob(actions, self.policy(batch), std)
+            advantage = returns - self.critic(batch)[:, 0]
+        policy_loss = value_loss = torch.zeros(())
+        for _ in range(config.num_epochs):
+            order = torch.randperm(len(actions), generator=self.generator).to(config.device)
+            for index in order.chunk(config.num_minibatches):
+                minibatch = {name: value[index] for name, value in batch.items()}
+                log_prob = gaussian_log_prob(actions[index], self.policy(minibatch), std)
+                policy_loss = ppo_policy_loss(log_prob, old_log_prob[index], advantage[index], config.clip)
+                value_loss = (self.critic(minibatch)[:, 0] - returns[index]).square().mean()
+                self.optimiser.zero_grad()
+                (policy_loss + config.value_weight * value_loss).backward()
+                self.optimiser.step()
+        return {"policy_loss": policy_loss.item(), "value_loss": value_loss.item()}
+
+    def _update_discriminator(self, images: Tensor, context: Tensor) -> float:
+        choice = torch.randperm(len(images), generator=self.generator)[: self.config.discriminator_batch]
+        choice = choice.to(images.device)
+        fake, labels = images[choice], context[choice]
+        loss = self.reward.loss(fake, real_like(labels, self.generator), labels)
+        self.discriminator_optimiser.zero_grad()
+        loss.backward()
+        self.discriminator_optimiser.step()
+        return loss.item()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that an exact continuation needs; the environment's streams follow from `batches`."""
+        return {
+            "iteration": self.iteration,
+            "batches": self.batches,
+            "policy": self.policy.state_dict(),
+            "critic": self.critic.state_dict(),
+            "diversity": None if self.diversity is None else self.diversity.state_dict(),
+            "reward": self.reward.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "discriminator_optimiser": self.discriminator_optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.iteration, self.batches = state["iteration"], state["batches"]
+        self.policy.load_state_dict(state["policy"])
+        self.critic.load_state_dict(state["critic"])
+        self.reward.load_state_dict(state["reward"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
+        self.generator.set_state(state["generator"])
+
+
+def make_network(env: gym.vector.VectorEnv, config: Config, num_outputs: int) -> PolicyBackbone:
+    """Returns an untrained policy or critic for an environment that observes features."""
+    length, feature_dim = unwrapped(env).sampler.fields["features"].shape
+    return PolicyBackbone(
+        feature_dim,
+        grid_size=round(length**0.5),
+        num_outputs=num_outputs,
+        hidden_dim=config.hidden_dim,
+        num_classes=unwrapped(env).sampler.num_classes,
+    ).to(config.device)
+
+
+def train(config: Config, out: Path, resume: bool = False) -> RunResult:
+    """Trains a policy and writes the run directory.
+
+    Args:
+        config: the run.
+        out: its directory; must not hold a run already, unless it is resumed.
+        resume: continue from the directory's checkpoint, exactly as if it had never stopped.
+    """
+    if not resume and (out / "checkpoint.pt").exists():
+        raise ValueError(
+            f"{out} already holds a run; continue it with --resume {out}, or choose another --out"
+        )
+    trainer = Trainer(config)
+    evaluator = Evaluator(config.env_id, config.env_kwargs, config.eval_images)
+    log = MetricsLog(out / "metrics.jsonl")
+    if resume:
+        trainer.load_state_dict(load_checkpoint(out / "checkpoint.pt", config.device))
+        log.cut_after(trainer.iteration)
+    else:
+        write_text(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        save_checkpoint(trainer.state_dict(), out / "checkpoint.pt")
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=trainer.iteration + 1)
+    handcrafted = evaluator(static_actor(evaluator.env))
+    held_out = handcrafted.metrics
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=CONSOLE,
+        disable=not CONSOLE.is_terminal,
+    ) as bar:
+        task = bar.add_task("AdaGen", total=config.num_iterations, completed=trainer.iteration)
+        while trainer.iteration < config.num_iterations:
+            record = trainer.step()
+            last = trainer.iteration == config.num_iterations
+            if last or trainer.iteration % config.eval_interval == 0:
+                held_out = evaluator(torch.no_grad()(trainer.act)).metrics
+                record |= {f"held_out/{name}": value for name, value in held_out.items()}
+            log.append(record)
+            for name, value in record.items():
+                writer.add_scalar(name, value, trainer.iteration)
+            if last or trainer.iteration % config.checkpoint_interval == 0:
+                save_checkpoint(trainer.state_dict(), out / "checkpoint.pt")
+            description = f"AdaGen  reward {record['reward']:.3f}  held-out FID {held_out['fid']:.2f}"
+            bar.update(task, completed=trainer.iteration, description=description)
+    writer.close()
+    return _finish(trainer, evaluator, handcrafted, log, out)
+
+
+def _finish(
+    trainer: Trainer, evaluator: Evaluator, handcrafted: Evaluation, log: MetricsLog, out: Path
+) -> RunResult:
+    """Evaluates the final policy and writes the pictures, the summary and the report."""
+    config = trainer.config
+    learned = evaluator(torch.no_grad()(trainer.act))
+    verdict = _verdict(trainer.reward, handcrafted, learned)
+    columns = 40
+    save_samples(
+        out / "samples.png",
+        {"hand-crafted": handcrafted.episode.images[:columns], "learned": learned.episode.images[:columns]},
+        [str(label) for label in learned.episode.context[:columns].tolist()],
+    )
+    static = {p.name: p.static for p in unwrapped(trainer.env).sampler.params}
+    save_schedule(out / "schedule.png", static, learned.episode.schedule)
+    save_curves(out / "curves.png", log.read(), baseline=handcrafted.metrics)
+    images = trainer.batches * config.num_envs
+    rows = [
+        {"name": "hand-crafted", **handcrafted.metrics, "images": 0},
+        {"name": "learned", **learned.metrics, "images": images},
+    ]
+    summary = {
+        "env_id": config.env_id,
+        "verdict": verdict,
+        "rows": rows,
+        "command": shlex.join(["python", "-m", "agents.adagen", *sys.argv[1:]]),
+        "versions": {"genenv": genenv.__version__, "torch": torch.__version__, "gymnasium": gym.__version__},
+    }
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_report(out, f"AdaGen on {config.env_id}")
+    return RunResult(out, handcrafted, learned, verdict)
+
+
+def _verdict(reward: AdversarialReward, before: Evaluation, after: Evaluation) -> str:
+    """Returns reward and held-out metrics before and after, with a warning where they part."""
+    rewards = [reward(e.episode.images, e.episode.context).mean().item() for e in (before, after)]
+    fid, recall = ([e.metrics[name] for e in (before, after)] for name in ("fid", "recall"))
+    sentence = (
+        f"reward {rewards[0]:.3f} -> {rewards[1]:.3f}, held-out FID {fid[0]:.2f} -> {fid[1]:.2f}, "
+        f"recall {recall[0]:.3f} -> {recall[1]:.3f}"
+    )
+    if rewards[1] > rewards[0] and (fid[1] > fid[0] or recall[1] < recall[0]):
+        sentence += ". Warning: the reward rose while held-out quality or diversity fell"
+    return sentence
+
+
+def read_config(run_dir: Path) -> Config:
+    """Returns the configuration of a run."""
+    path = run_dir / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{run_dir} is not a run directory: it has no config.json")
+    values = json.loads(path.read_text())
+    values["action_std"] = tuple((int(first), float(std)) for first, std in values["action_std"])
+    return Config(**values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The frozen networks of a run: policy and critic, the discriminator as a reward, and the policy it refines."""
+
+    config: Config
+    policy: PolicyBackbone
+    critic: PolicyBackbone
+    reward: AdversarialReward
+    diversity: PolicyBackbone | None
+
+
+def load_networks(run_dir: Path | str, device: str = "cpu") -> Networks:
+    """Returns the networks of a run directory in eval mode."""
+    config = dataclasses.replace(read_config(Path(run_dir)), device=device)
+    state = load_checkpoint(Path(run_dir) / "checkpoint.pt", device)
+    env = gym.make_vec(config.env_id, num_envs=1, reward="none", **config.env_kwargs)
+    num_params = len(unwrapped(env).sampler.params)
+
+    def network(name: str, num_outputs: int) -> PolicyBackbone:
+        model = make_network(env, config, num_outputs)
+        model.load_state_dict(state[name])
+        return model.eval().requires_grad_(False)
+
+    discriminator = DigitsDiscriminator().to(device)
+    discriminator.load_state_dict(state["reward"])
+    return Networks(
+        config,
+        network("policy", num_params),
+        network("critic", 1),
+        AdversarialReward(discriminator.requires_grad_(False)),
+        None if state["diversity"] is None else network("diversity", num_params),
+    )
+
+
+def load_policy(run_dir: Path | str, fidelity: float = 1.0, device: str = "cpu") -> PolicyActor:
+    """Returns a run's policy as an actor.
+
+    Args:
+        run_dir: the run directory.
+        fidelity: lambda in [0, 1] for a run that was trained on top of another (`diversity_run`): 0 is the other
+            run's policy, the most diverse; 1 is this run's. Without such a run it must stay 1.
+        device: where the policy and its environment run.
+    """
+    if not 0.0 <= fidelity <= 1.0:
+        raise ValueError(f"fidelity must be in [0, 1], got {fidelity}")
+    networks = load_networks(run_dir, device)
+    diversity = networks.diversity
+    if diversity is None:
+        if fidelity != 1.0:
+            raise ValueError(f"{run_dir} has one policy only; train a second with --diversity-run {run_dir}")
+        return PolicyActor(networks.config, networks.policy)
+
+    def blended(observation: Observation) -> Tensor:
+        return torch.lerp(diversity(observation), networks.policy(observation), fidelity)
+
+    return PolicyActor(networks.config, blended)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: `--preset`, `--out`, `--resume`, and every field of `Config`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--preset", choices=PRESETS, default="digits")
+    parser.add_argument("--out", type=Path, default=Path("runs/adagen"))
+    parser.add_argument("--resume", type=Path)
+    known, rest = parser.parse_known_args(arguments)
+    out = known.out if known.resume is None else known.resume
+    try:
+        default = PRESETS[known.preset] if known.resume is None else read_config(known.resume)
+        description = f"{__doc__}\n\nAlso: --preset {{{', '.join(PRESETS)}}}, --out DIR, --resume DIR."
+        config = tyro.cli(Config, default=default, args=rest, description=description)
+        result = train(config, out, resume=known.resume is not None)
+    except ValueError as error:
+        CONSOLE.print(f"[red]error:[/] {error}", highlight=False)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        CONSOLE.print(f"stopped; continue with: python -m agents.adagen --resume {out}")
+        raise SystemExit(130) from None
+    print_result(result)
+
+
+def print_result(result: RunResult) -> None:
+    """Prints the hand-crafted schedule beside the learned one."""
+    table = Table(title="held-out metrics, same seeds")
+    names = list(result.learned.metrics)
+    for column in ("schedule", *names):
+        table.add_column(column, justify="left" if column == "schedule" else "right")
+    for name, evaluation in (("hand-crafted", result.handcrafted), ("learned", result.learned)):
+        table.add_row(name, *(f"{evaluation.metrics[metric]:.3f}" for metric in names))
+    CONSOLE.print(table)
+    CONSOLE.print(result.verdict, highlight=False)
+    CONSOLE.print(f"report: {result.out / 'report.html'}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""AdaGen's inference-time refinement: repeated sampling and lookahead with the networks that training leaves behind.
+
+python -m agents.refine --run runs/demo --repeats 3 --candidates 2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+import tyro
+from gymnasium.vector import VectorEnv
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from agents.adagen import Networks, load_networks
+from genenv.evaluation import HELD_OUT_SEED
+from genenv.metrics.judge import Judge
+from genenv.protocols import Context
+from genenv.rng import BatchRng
+from genenv.rollout import unwrapped
+
+
+@dataclasses.dataclass(frozen=True)
+class Refined:
+    """Images chosen from several attempts.
+
+    Attributes:
+        images: (N, C, H, W).
+        context: (N,).
+        nfe: network evaluations of each image, all attempts counted.
+    """
+
+    images: Tensor
+    context: Context
+    nfe: float
+
+
+@torch.no_grad()
+def refine(env: VectorEnv, networks: Networks, repeats: int, candidates: int, seed: int) -> Refined:
+    """Generates every image of a batch `repeats` times and keeps the one with the highest reward.
+
+    Each attempt looks ahead: a decision is drawn `candidates` times and goes on from the state that the critic values
+    most, the last one from the image with the highest reward. This needs a stochastic transition.
+
+    Args:
+        env: the environment of the networks, without reward.
+        networks: of a finished run.
+        repeats: attempts for each image.
+        candidates: next states for each decision; 1 of both is plain sampling, the environment's images.
+        seed: of the first image.
+    """
+    for name, value in (("repeats", repeats), ("candidates", candidates)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    inner = unwrapped(env)
+    seeds = torch.arange(seed, seed + env.num_envs, device=inner.device)
+    context = inner.contexts.draw(BatchRng(seeds))
+    attempts = [
+        _lookahead(
+            env, networks, context, [BatchRng(seeds, episode=r * candidates + k) for k in range(candidates)]
+        )
+        for r in range(repeats)
+    ]
+    rewards = torch.stack([networks.reward(images, context) for images, _ in attempts])
+    images = torch.stack([images for images, _ in attempts])
+    chosen = images[rewards.argmax(0), torch.arange(env.num_envs, device=images.device)]
+    return Refined(chosen, context, sum(nfe for _, nfe in attempts))
+
+
+def _lookahead(
+    env: VectorEnv, networks: Networks, context: Context, streams: list[BatchRng]
+) -> tuple[Tensor, float]:
+    """Returns images and the network evaluations spent on each; one candidate for each stream of random numbers."""
+    inner, smoothing = unwrapped(env), networks.config.smoothing
+    sampler = inner.sampler
+    state = sampler.start(context, streams[0])
+    average, nfe = None, _nfe(sampler, state)
+    for t in range(sampler.horizon):
+        action = networks.policy(_observation(sampler, state, t, context))
+        average = action if average is None else torch.lerp(action, average, smoothing)
+        params = inner.decoder(average, t)
+        before = _nfe(sampler, state)
+        states = [sampler.advance(state, params, stream) for stream in streams]
+        nfe += sum(_nfe(sampler, s) - before for s in states)
+        if len(states) == 1:
+            state = states[0]
+            continue
+        if t + 1 < sampler.horizon:
+            values = [networks.critic(_observation(sampler, s, t + 1, context))[:, 0] for s in states]
+        else:
+            values = [networks.reward(sampler.decode(s), context) for s in states]
+        state = _select(states, torch.stack(values).argmax(0))
+    return sampler.decode(state), nfe
+
+
+def _observation(sampler: Any, state: Any, t: int, context: Context) -> dict[str, Tensor]:
+    observation = sampler.observe(state, ("features",))
+    return observation | {"step": torch.full_like(context, t), "context": context}
+
+
+def _nfe(sampler: Any, state: Any) -> float:
+    return sampler.diagnostics(state)["nfe"].float().mean().item()
+
+
+def _select(states: list[Any], index: Tensor) -> Any:
+    """Returns a state that takes image i from states[index[i]]; states are nested dataclasses of tensors."""
+    first = states[0]
+    if isinstance(first, Tensor):
+        return torch.stack(states)[index, torch.arange(len(index), device=index.device)]
+    if not dataclasses.is_dataclass(first):
+        return first
+    fields = {f.name: [getattr(s, f.name) for s in states] for f in dataclasses.fields(first)}
+    return type(first)(**{name: _select(values, index) for name, values in fields.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to refine, and how hard."""
+
+    run: Path
+    """Run directory of `agents.adagen`."""
+    repeats: int = 3
+    """Attempts for each image; the highest reward wins."""
+    candidates: int = 2
+    """Next states to choose from at each decision."""
+    num_images: int = 2000
+    """Held-out images for each row."""
+    batch_size: int = 250
+    """Images at once."""
+
+
+def main(arguments: Arguments) -> None:
+    """Prints the held-out metrics of plain sampling, of each refinement, and of both."""
+    networks = load_networks(arguments.run)
+    config = networks.config
+    env = gym.make_vec(
+        config.env_id, num_envs=arguments.batch_size, reward="none", contexts="cycle", **config.env_kwargs
+    )
+    judge = Judge(config.backbone)
+    table = Table(title=f"refinement of {arguments.run}, {arguments.num_images} held-out images")
+    for column in ("sampling", "fid", "precision", "recall", "accuracy", "network evaluations an image"):
+        table.add_column(column, justify="left" if column == "sampling" else "right")
+    repeats, candidates = arguments.repeats, arguments.candidates
+    for r, k in ((1, 1), (repeats, 1), (1, candidates), (repeats, candidates)):
+        starts = range(0, arguments.num_images, arguments.batch_size)
+        parts = [refine(env, networks, r, k, HELD_OUT_SEED + start) for start in starts]
+        images, context = torch.cat([p.images for p in parts]), torch.cat([p.context for p in parts])
+        metrics = judge.measure(images[: arguments.num_images], context[: arguments.num_images])
+        values = [f"{metrics[name]:.3f}" for name in ("fid", "precision", "recall", "accuracy")]
+        table.add_row(f"{r} x, {k} candidates", *values, f"{parts[0].nfe:.0f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,36 @@
+"""Losses against hand-computed values."""
+
+import math
+
+import pytest
+import torch
+
+from agents.losses import gaussian_log_prob, ppo_policy_loss, standardise
+
+
+def test_gaussian_log_prob_is_that_of_torch():
+    action, mean = torch.randn(5, 3), torch.randn(5, 3)
+    expected = torch.distributions.Normal(mean, 0.7).log_prob(action).sum(-1)
+    torch.testing.assert_close(gaussian_log_prob(action, mean, 0.7), expected)
+
+
+def test_standardised_values_have_mean_0_and_deviation_1():
+    values = standardise(torch.tensor([1.0, 2.0, 6.0]))
+    assert values.mean().item() == pytest.approx(0, abs=1e-6)
+    assert values.std().item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [
+        (1.5, 1.0, -1.2),  # a gain beyond the trust region counts no more than its edge
+        (0.5, 1.0, -0.5),  # a loss of probability on a good action is felt in full
+        (1.5, -1.0, 1.5),  # as is a gain of probability on a bad one
+        (0.5, -1.0, 0.8),
+    ],
+)
+def test_ppo_clips_on_the_pessimistic_side(ratio, advantage, expected):
+    loss = ppo_policy_loss(
+        torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), clip=0.2
+    )
+    assert loss.item() == pytest.approx(expected)
