@@ -1,0 +1,153 @@
+import json
+import sys
+import types
+
+import pytest
+import torch
+
+import genenv
+from genenv import bench, cli
+from genenv.check import CheckFailed
+
+
+def test_list_shows_every_id_with_its_parameters_rewards_and_licence(capsys):
+    assert cli.main(["list"]) == 0
+    shown = capsys.readouterr().out
+    for env_id in genenv.IDS:
+        assert env_id in shown
+    assert "mask_ratio, mask_temperature, token_temperature, guidance_weight" in shown
+    assert "loo_fid" in shown
+    assert "CC BY 4.0" in shown
+
+
+def test_check_reports_every_promise(capsys):
+    assert cli.main(["check", "AdaGen/MaskGIT-v0", "--num-steps", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert all(line.startswith("ok ") for line in lines)
+
+
+def test_check_fails_where_a_promise_is_broken(capsys, monkeypatch):
+    def broken(make):
+        raise CheckFailed("0.3 instead of 0.4")
+
+    monkeypatch.setattr("genenv.check._zero_action", broken)
+    assert cli.main(["check"]) == 1
+    assert "FAIL a zero action is the hand-crafted schedule: 0.3 instead of 0.4\n" in capsys.readouterr().out
+
+
+def load_still_policy(run_dir):
+    """Stands for an agent's loader: a policy of zeros, trained on two steps."""
+    (run_dir / "loaded").touch()
+
+    def actor(observation):
+        assert set(observation) == {"step"}
+        return torch.zeros(len(observation["step"]), 4)
+
+    actor.env_kwargs = {"num_steps": 2, "observe": ["step"]}
+    return actor
+
+
+def test_evaluate_measures_the_hand_crafted_schedule_and_a_policy(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "still", sys.modules[__name__])
+    size = ["--num-images", "120"]
+    static, policy = tmp_path / "static.json", tmp_path / "policy.json"
+    command = ["evaluate", "AdaGen/MaskGIT-v0", *size]
+    assert cli.main([*command, "--num-steps", "2", "--seeds", "2", "--json", str(static)]) == 0
+    shown = capsys.readouterr().out
+    assert "fid" in shown
+    assert "..." in shown  # an interval
+    loader = ["--policy", "still:load_still_policy", "--run", str(tmp_path)]
+    assert cli.main([*command, *loader, "--json", str(policy)]) == 0
+    assert (tmp_path / "loaded").is_file()
+    runs = json.loads(static.read_text())
+    assert len(runs) == 2
+    assert runs[0]["fid"] != runs[1]["fid"]
+    assert json.loads(policy.read_text())[0] == pytest.approx(runs[0])
+
+
+def test_bench_prints_and_writes_the_speed(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "BATCH_SIZES", (1, 2))
+    monkeypatch.setattr(bench, "RATIO_ENVS", 2)
+    threads = torch.get_num_threads()
+    path = tmp_path / "bench.json"
+    command = ["bench", "--repeats", "2", "--num-steps", "2", "--threads", str(threads), "--json", str(path)]
+    assert cli.main(command) == 0
+    assert "bare sampler loop" in capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert found["threads"] == threads
+    assert found["ratio"] > 0
+    assert set(found["images_per_second"]["native"]) == {"1", "2"}
+    assert min(found["images_per_second"]["native"].values()) > 0
+
+
+def test_play_draws_the_hand_crafted_schedule(capsys, monkeypatch, tmp_path):
+    drawn = {}
+    plots = types.ModuleType("genenv.viz.plots")
+    plots.save_film_strip = lambda path, images, undecided: drawn.update(
+        path=path, images=images, undecided=undecided
+    )
+    monkeypatch.setitem(sys.modules, "genenv.viz.plots", plots)
+    out = tmp_path / "strip.png"
+    assert cli.main(["play", "--num-images", "3", "--num-steps", "5", "--out", str(out)]) == 0
+    assert drawn["path"] == out
+    assert drawn["images"].shape == (6, 3, 1, 8, 8)
+    assert drawn["undecided"].shape == (6, 3, 4, 4)
+    assert (drawn["undecided"][0] == 1).all()
+    assert capsys.readouterr().out == f"{out}\n"
+
+
+@pytest.mark.parametrize(("only", "expected"), [([], None), (["--only", "vq"], "vq")])
+def test_zoo_build_calls_the_recipe(monkeypatch, tmp_path, only, expected):
+    calls = []
+    monkeypatch.setattr("genenv.zoo.digits.build", lambda out, only: calls.append((out, only)), raising=False)
+    assert cli.main(["zoo", "build", "digits", "--out", str(tmp_path), *only]) == 0
+    assert calls == [(tmp_path, expected)]
+
+
+def test_report_calls_the_writer(monkeypatch, tmp_path):
+    calls = []
+    report = types.ModuleType("genenv.viz.report")
+    report.write_report = lambda run_dir, title: calls.append((run_dir, title))
+    monkeypatch.setitem(sys.modules, "genenv.viz.report", report)
+    run = tmp_path / "my_run"
+    run.mkdir()
+    assert cli.main(["report", str(run)]) == 0
+    assert calls == [(run, "my_run")]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("check CartPole-v1", "ENV_ID must be one of AdaGen/MaskGIT-v0, got 'CartPole-v1'"),
+        ("check --num-steps 0", "num_steps must be at least 1, got 0"),
+        ("check --backbone mnist", "backbone must be one of 'digits' or a folder of the zoo, got 'mnist'"),
+        ("evaluate --seeds 0", "--seeds must be at least 1, got 0"),
+        ("evaluate --num-images 0", "must be at least 1, got 0"),
+        ("evaluate --policy json:loads", "--policy and --run belong together"),
+        ("evaluate --run runs/x", "--policy and --run belong together"),
+        ("evaluate --policy json --run .", "--policy must be MODULE:FUNCTION, got 'json'"),
+        ("evaluate --policy json:x --run .", "--policy: module json has no 'x'"),
+        ("evaluate --policy no_such_module:x --run .", "No module named 'no_such_module'"),
+        ("bench --device cuda:99", "device 'cuda:99' cannot be used here"),
+        ("bench --threads 0", "--threads must be at least 1, got 0"),
+        ("bench --repeats 0", "repeats must be at least 1, got 0"),
+        ("play --num-images 0", "num_envs must be at least 1, got 0"),
+        ("report no/such/run", "no/such/run is not the folder of a run"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_two(capsys, command, message):
+    assert cli.main(command.split()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert line.startswith(f"genenv {command.split()[0]}: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("command", ["", "lst", "zoo build mnist", "evaluate --static --policy a:b"])
+def test_a_command_that_does_not_exist_is_refused(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command.split())
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,155 @@
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.registration import EnvSpec
+
+import genenv
+from genenv.make import single
+from genenv.rewards.mixture import Mixture
+from genenv.wrappers.vector import EMAActionSmoothing, TerminalReward
+
+ENV_ID = "AdaGen/MaskGIT-v0"
+KWARGS = {
+    "num_steps": 3,
+    "reward": {"loo_fid": 2.0},
+    "smoothing": 0.5,
+    "observe": ["tokens", "step"],
+    "contexts": [1],
+}
+
+
+def test_gymnasium_finds_the_id_by_its_module():
+    code = """
+import gymnasium
+env = gymnasium.make("genenv:AdaGen/MaskGIT-v0", reward="none")
+print(env.reset(seed=0)[0]["tokens"].shape)
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "(4, 4)\n"
+
+
+def test_registering_again_changes_nothing():
+    before = dict(gym.registry)
+    genenv.registration.register_ids()
+    assert gym.registry == before
+
+
+@pytest.mark.parametrize("env_id", genenv.IDS)
+def test_a_spec_survives_json(env_id):
+    spec = gym.make(env_id, **KWARGS).spec
+    restored = EnvSpec.from_json(spec.to_json())
+    assert restored == spec
+    env = gym.make(restored)
+    assert env.unwrapped.sampler.horizon == 3
+    observation, _ = env.reset(seed=0)
+    assert set(observation) == {"tokens", "step"}
+
+
+def test_keyword_arguments_put_the_wrappers_around_the_environment():
+    env = gym.make_vec(ENV_ID, num_envs=2, reward="loo_fid", smoothing=0.8)
+    assert isinstance(env, EMAActionSmoothing)
+    assert isinstance(env.env, TerminalReward)
+    assert env.env.reward.weights == {"loo_fid": 1.0}
+    assert env.unwrapped.num_envs == 2
+
+
+def test_no_reward_and_no_smoothing_need_no_wrapper():
+    env = gym.make_vec(ENV_ID, num_envs=2, reward="none", smoothing=0.0)
+    assert env is env.unwrapped
+
+
+def brightness(backbone, device):
+    assert (backbone, device) == ("digits", "cpu")
+    return lambda images, context: images.mean((1, 2, 3))
+
+
+def test_a_reward_may_be_a_factory_of_any_module(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_rewards", sys.modules[__name__])
+    env = gym.make_vec(ENV_ID, num_envs=2, reward={"my_rewards:brightness": 3.0})
+    env.reset(seed=0)
+    for _ in range(4):
+        _, reward, _, _, info = env.step(torch.zeros(2, 4))
+    torch.testing.assert_close(reward, 3 * info["final_info"]["image"].mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"reward": "clipp"}, "reward must be one of none, .*loo_fid.* or 'module:factory', got 'clipp'"),
+        ({"reward": {"loo_fid": 1.0, "x": 1.0}}, "reward must be one of .*, got 'x'"),
+        ({"reward": {}}, "reward must name at least one reward"),
+        ({"reward": {"loo_fid": float("nan")}}, "the weight of reward 'loo_fid' must be finite, got nan"),
+        ({"backbone": "digit"}, "backbone must be one of 'digits' or a folder of the zoo, got 'digit'"),
+        ({"device": "tpu9"}, "device 'tpu9' cannot be used here: .*; use device='cpu'"),
+        ({"dtype": "float8"}, "dtype must be one of float32, bfloat16, float16, got 'float8'"),
+        ({"render_mode": "ansi"}, r"render_mode must be None or one of \('rgb_array', 'human'\), got 'ansi'"),
+        ({"output": "jax"}, "output must be 'torch' or 'numpy', got 'jax'"),
+        ({"observe": ["pixels"]}, "observe must name some of tokens, features, step, .*, got 'pixels'"),
+        ({"contexts": "random"}, "contexts must be 'uniform', 'cycle', 'grouped:G' or .*, got 'random'"),
+        ({"contexts": [3, 12]}, r"context must be a label in 0\.\.9, got 12"),
+        ({"action_mode": "raw"}, "action_mode must be 'residual' or 'physical', got 'raw'"),
+        ({"autoreset_mode": "Never"}, "autoreset_mode must be one of .*'SameStep'.*, got 'Never'"),
+        ({"smoothing": 1.0}, r"smoothing must be in \[0, 1\), got 1.0"),
+        ({"smoothing": -0.1}, r"smoothing must be in \[0, 1\), got -0.1"),
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+    ],
+)
+def test_a_wrong_keyword_argument_is_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        gym.make_vec(ENV_ID, num_envs=2, **kwargs)
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="num_envs must be at least 1, got 0"):
+        gym.make_vec(ENV_ID, num_envs=0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("output", "torch"), ("autoreset_mode", "SameStep")])
+def test_a_single_environment_refuses_what_only_a_batch_has(name, value):
+    with pytest.raises(ValueError, match=f"gym.make has {name}=.* only, got '{value}'; use gym.make_vec"):
+        gym.make(ENV_ID, **{name: value})
+
+
+def test_a_single_environment_accepts_what_it_is_anyway():
+    env = single(**genenv.IDS[ENV_ID], output="numpy", autoreset_mode="Disabled", reward="none")
+    assert env.reset(seed=0)[0]["tokens"].shape == (4, 4)
+
+
+def test_an_unknown_id_is_refused_by_gymnasium():
+    with pytest.raises(gym.error.NameNotFound, match="MaskGTI"):
+        gym.make("AdaGen/MaskGTI-v0")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_network_runs_in_the_dtype_and_the_images_stay_float32(dtype):
+    env = gym.make_vec(ENV_ID, num_envs=2, reward="none", dtype=dtype, observe=["tokens", "features"])
+    assert next(env.unwrapped.sampler.network.parameters()).dtype == getattr(torch, dtype)
+    observation, _ = env.reset(seed=0)
+    assert observation["features"].dtype == torch.float32
+    for _ in range(4):
+        info = env.step(torch.zeros(2, 4))[-1]
+    assert info["final_info"]["image"].dtype == torch.float32
+
+
+def test_the_best_device_can_be_left_to_the_environment():
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    env = gym.make_vec(ENV_ID, num_envs=1, reward="none", device="auto")
+    assert env.unwrapped.device.type == expected
+
+
+def test_the_reward_of_a_single_environment_is_paid_at_its_end():
+    env = gym.make(ENV_ID)
+    env.reset(seed=0)
+    rewards = [env.step(np.zeros(4, np.float32))[1] for _ in range(4)]
+    assert rewards[:3] == [0.0, 0.0, 0.0]
+    assert np.isfinite(rewards[3])
+
+
+def test_a_mixture_refuses_weights_of_rewards_it_has_not():
+    with pytest.raises(ValueError, match=r"weights name no reward: \['b'\]; rewards are \['a'\]"):
+        Mixture({"a": lambda images, context: images.sum((1, 2, 3))}, {"b": 1.0})

@@ -1,0 +1,104 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import genenv
+from genenv.checkpoints import BACKBONES, LICENCES, MANIFEST, backbone_folder, sha256
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(*arguments, **kwargs):
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, **kwargs)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_loads_no_heavy_library():
+    code = "import sys, genenv; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = eval(python("-W", "error", "-c", code))
+    assert "gymnasium" in loaded
+    assert not {"torch", "sklearn", "scipy", "matplotlib", "safetensors"} & set(loaded)
+
+
+def test_making_an_environment_loads_no_optional_library():
+    code = (
+        "import sys, gymnasium, genenv; env = gymnasium.make_vec('AdaGen/MaskGIT-v0', num_envs=2);"
+        "env.reset(seed=0); [env.step(env.action_space.sample()) for _ in range(4)];"
+        "print(sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    loaded = eval(python("-W", "error", "-c", code))
+    optional = {"matplotlib", "torch_fidelity", "stable_baselines3", "tyro", "rich", "tensorboard", "cma"}
+    assert not optional & set(loaded)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_shipped_weights_are_small_licensed_and_those_of_the_manifest(backbone):
+    folder = backbone_folder(backbone)
+    files = {path.name: path for path in folder.glob("*.safetensors")}
+    assert {f"{part}.safetensors" for part in BACKBONES[backbone]} <= set(files)
+    assert json.loads((folder / MANIFEST).read_text()) == {name: sha256(path) for name, path in files.items()}
+    assert max(path.stat().st_size for path in files.values()) < 4_000_000
+    assert LICENCES[backbone]
+    assert (folder / "CARD.md").is_file()
+
+
+def test_versions_agree():
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'\nversion = "{genenv.__version__}"\n' in project
+    assert f"\nversion: {genenv.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_constraints_are_plain_pins():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, separator, version = line.partition("==")
+        assert name
+        assert separator
+        assert version.replace(".", "").isdigit(), line
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of a copy of this checkout, so that nothing is left behind in it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "checkout"
+    copy.mkdir()
+    for name in ("genenv", "agents", "baselines", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE.md"):
+        shutil.copy(ROOT / name, copy)
+    python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(copy))
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_package_and_its_assets_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    roots = {name.split("/")[0] for name in names}
+    assert roots == {"genenv", f"genenv-{genenv.__version__}.dist-info"}
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "genenv").rglob("*")
+        if path.suffix in (".py", ".safetensors", ".json", ".md") or path.name == "py.typed"
+    }
+    assert wanted <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_unpacked_wheel_makes_environments_outside_the_checkout(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    code = (
+        "import genenv, gymnasium; print(genenv.__file__);"
+        "gymnasium.make('AdaGen/MaskGIT-v0', reward='none').reset(seed=0)"
+    )
+    assert python("-c", code, cwd=tmp_path, env=environment).strip() == str(site / "genenv" / "__init__.py")
+    listed = python("-m", "genenv.cli", "list", cwd=tmp_path, env=environment)
+    assert "AdaGen/MaskGIT-v0" in listed

@@ -1,0 +1,320 @@
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import genenv  # noqa: F401
+from genenv.bench import sampler_states
+
+NUM_PARAMS = 4
+
+
+def make(num_envs=3, **kwargs):
+    return gym.make_vec("AdaGen/MaskGIT-v0", num_envs=num_envs, **({"reward": "none"} | kwargs))
+
+
+def random_actions(num_envs, horizon=4, seed=0):
+    return 0.3 * torch.randn(horizon, num_envs, NUM_PARAMS, generator=torch.Generator().manual_seed(seed))
+
+
+def play(env, actions):
+    """Returns what every step returned."""
+    return [env.step(action) for action in actions]
+
+
+def disabled_images(num_envs, seed, actions, episodes=2):
+    """Returns the images of consecutive episodes, each started by hand."""
+    env = make(num_envs, autoreset_mode="Disabled")
+    images = []
+    for episode in range(episodes):
+        env.reset(seed=seed if episode == 0 else None)
+        images.append(play(env, actions)[-1][-1]["image"])
+    return images
+
+
+def test_an_episode_ends_for_every_image_after_its_decisions_and_never_before():
+    env = make(num_steps=6, autoreset_mode="Disabled")
+    observation, info = env.reset(seed=0)
+    assert info == {}
+    assert observation["step"].tolist() == [0, 0, 0]
+    for t, (observation, reward, terminated, truncated, info) in enumerate(
+        play(env, random_actions(3, 6)), 1
+    ):
+        assert observation["step"].tolist() == [t] * 3
+        assert reward.tolist() == [0.0] * 3
+        assert terminated.tolist() == [t == 6] * 3
+        assert not truncated.any()
+        assert ("image" in info) == (t == 6)
+
+
+def test_a_zero_action_plays_the_hand_crafted_schedule_token_for_token():
+    env = make(16, autoreset_mode="Disabled")
+    observation, _ = env.reset(seed=11)
+    bare = sampler_states(env, seed=11)
+    assert torch.equal(observation["tokens"].flatten(1), next(bare).tokens)
+    for _, state in zip(range(4), bare, strict=True):
+        observation, _, _, _, info = env.step(torch.zeros(16, NUM_PARAMS))
+        assert torch.equal(observation["tokens"].flatten(1), state.tokens)
+        for param in env.unwrapped.sampler.params:
+            assert (info[f"schedule/{param.name}"] == param.static[state.step - 1].float()).all()
+    assert torch.equal(info["image"], env.unwrapped.sampler.decode(state))
+
+
+@pytest.mark.parametrize("observe", [None, ("tokens", "step", "features")], ids=["tokens", "features"])
+@pytest.mark.parametrize("num_envs", [1, 8])
+def test_an_image_is_the_same_in_a_batch_of_any_size(num_envs, observe):
+    actions = random_actions(64)
+    large, small = make(64, observe=observe), make(num_envs, observe=observe)
+    large.reset(seed=100)
+    small.reset(seed=100)
+    for action in actions[:-1]:
+        tokens = large.step(action)[0]["tokens"][:num_envs]
+        assert torch.equal(small.step(action[:num_envs])[0]["tokens"], tokens)
+    in_large, in_small = large.step(actions[-1])[-1], small.step(actions[-1][:num_envs])[-1]
+    tokens = in_large["final_obs"]["tokens"][:num_envs]
+    assert torch.equal(in_small["final_obs"]["tokens"], tokens)
+    torch.testing.assert_close(in_small["final_info"]["image"], in_large["final_info"]["image"][:num_envs])
+
+
+def test_an_image_keeps_its_tokens_at_another_place_of_the_batch():
+    actions = random_actions(4)
+    forward, backward = make(4), make(4)
+    forward.reset(seed=[5, 6, 7, 8])
+    backward.reset(seed=[8, 7, 6, 5])
+    for action in actions[:-1]:
+        tokens = forward.step(action)[0]["tokens"]
+        assert torch.equal(backward.step(action.flip(0))[0]["tokens"].flip(0), tokens)
+
+
+def test_same_step_autoreset_hands_out_each_finished_image_with_the_next_first_observation():
+    actions = random_actions(3)
+    disabled, env = make(3, autoreset_mode="Disabled"), make(3, autoreset_mode="SameStep")
+    first_observations = [disabled.reset(seed=seed)[0] for seed in (7, None, None)]
+    env.reset(seed=7)
+    for image, next_first in zip(disabled_images(3, 7, actions), first_observations[1:], strict=True):
+        steps = play(env, actions)
+        for t, (_, _, terminated, _, info) in enumerate(steps, 1):
+            assert terminated.tolist() == [t == 4] * 3
+            assert ("final_info" in info) == ("final_obs" in info) == (t == 4)
+        observation, _, _, _, info = steps[-1]
+        assert torch.equal(info["final_info"]["image"], image)
+        assert info["final_obs"]["step"].tolist() == [4, 4, 4]
+        assert info["_final_obs"].all()
+        assert info["_final_info"].all()
+        assert info["final_info"]["_image"].all()
+        assert observation.keys() == next_first.keys()
+        assert all(torch.equal(observation[name], value) for name, value in next_first.items())
+
+
+def test_next_step_autoreset_spends_one_step_on_the_reset_and_ignores_its_action():
+    actions = random_actions(3)
+    expected = disabled_images(3, 7, actions)
+    env = make(3, autoreset_mode="NextStep")
+    env.reset(seed=7)
+    for image in expected:
+        observation, _, terminated, _, info = play(env, actions)[-1]
+        assert terminated.all()
+        assert observation["step"].tolist() == [4, 4, 4]
+        assert torch.equal(info["image"], image)
+        observation, reward, terminated, truncated, info = env.step(torch.full((3, NUM_PARAMS), math.nan))
+        assert observation["step"].tolist() == [0, 0, 0]
+        assert (observation["tokens"] == env.unwrapped.sampler.mask_id).all()
+        assert info == {}
+        assert not torch.stack([reward != 0, terminated, truncated]).any()
+
+
+def test_without_autoreset_a_step_after_the_end_is_refused():
+    env = make(autoreset_mode="Disabled")
+    env.reset(seed=0)
+    play(env, random_actions(3))
+    with pytest.raises(gym.error.ResetNeeded, match=r"the episode is over after 4 steps: call reset\(\)"):
+        env.step(torch.zeros(3, NUM_PARAMS))
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
+def test_a_step_before_the_first_reset_is_refused(mode):
+    with pytest.raises(gym.error.ResetNeeded, match=r"call reset\(\) before step\(\)"):
+        make(autoreset_mode=mode).step(torch.zeros(3, NUM_PARAMS))
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
+def test_the_autoreset_mode_is_in_the_metadata(mode):
+    expected = gym.vector.AutoresetMode(mode)
+    env = make(autoreset_mode=mode)
+    assert env.metadata["autoreset_mode"] is expected
+    assert env.unwrapped.autoreset_mode is expected
+
+
+def test_a_reset_in_mid_episode_starts_a_new_one():
+    env = make()
+    env.reset(seed=3)
+    first = play(env, random_actions(3)[:2])[-1][0]["tokens"]
+    observation, _ = env.reset(seed=3)
+    assert observation["step"].tolist() == [0, 0, 0]
+    assert torch.equal(play(env, random_actions(3)[:2])[-1][0]["tokens"], first)
+
+
+def test_resets_without_a_seed_go_on_to_new_images_reproducibly():
+    first, second = (disabled_images(3, 7, random_actions(3), episodes=3) for _ in range(2))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[1], first[2])
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_partial_reset_mask_is_refused_and_a_full_one_taken():
+    env = make()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"reset_mask must be all True.*lockstep.*\[True, False, True\]"):
+        env.reset(options={"reset_mask": np.array([True, False, True])})
+    observation, _ = env.reset(options={"reset_mask": np.ones(3, bool)})
+    assert observation["step"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(3, [3, 3, 3]), ([1, 2, 9], [1, 2, 9]), (np.int64(4), [4] * 3)]
+)
+def test_reset_options_set_the_context(given, expected):
+    observation, _ = make().reset(seed=0, options={"context": given})
+    assert observation["context"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"options": {"context": 10}}, r"context must be a label in 0\.\.9, got 10"),
+        ({"options": {"context": [1, 2]}}, r"options\['context'\] must hold 1 or 3 labels, got 2"),
+        ({"options": {"label": 1}}, r"reset options must be among 'context', 'reset_mask', got \['label'\]"),
+        ({"seed": [1, 2]}, "seed must be one integer or 3 of them, got 2"),
+    ],
+)
+def test_a_wrong_reset_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        make().reset(**call)
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (torch.zeros(2, 4), r"actions must have shape \(3, 4\), got \(2, 4\)"),
+        (torch.zeros(4), r"actions must have shape \(3, 4\), got \(4,\)"),
+        (torch.zeros(3, 4, dtype=torch.int64), r"actions must be floating point, got torch\.int64"),
+        (torch.zeros(3, 4, device="meta"), r"actions must be on cpu, got meta; move them with"),
+        (
+            torch.tensor([0, 0, math.nan]).expand(4, 3).T,
+            "action of env 2: mask_ratio must be finite, got nan",
+        ),
+        (np.full((3, 4), np.inf, np.float32), "action of env 0: mask_ratio must be finite, got inf"),
+    ],
+)
+def test_wrong_actions_are_refused_and_the_episode_goes_on(actions, message):
+    env = make()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        env.step(actions)
+    assert env.step(torch.zeros(3, 4))[0]["step"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("autoreset_mode", ["SameStep", "NextStep", "Disabled"])
+def test_numpy_output_holds_the_numbers_of_torch_output(autoreset_mode):
+    kwargs = {"autoreset_mode": autoreset_mode, "reward": "loo_fid"}
+    ours, theirs = make(**kwargs), make(output="numpy", **kwargs)
+
+    def same(tensor, array):
+        if isinstance(tensor, dict):
+            assert tensor.keys() == array.keys()
+            return all(same(tensor[name], array[name]) for name in tensor)
+        assert type(array) is np.ndarray
+        return np.array_equal(tensor.numpy(), array) and tensor.numpy().dtype == array.dtype
+
+    assert same(ours.reset(seed=1)[0], theirs.reset(seed=1)[0])
+    for action in random_actions(3):
+        for tensor, array in zip(ours.step(action), theirs.step(action.numpy()), strict=True):
+            assert same(tensor, array)
+
+
+def test_numpy_output_is_not_written_to_again():
+    env = make(output="numpy")
+    first, _ = env.reset(seed=1)
+    before = first["tokens"].copy()
+    play(env, random_actions(3).numpy())
+    assert np.array_equal(first["tokens"], before)
+
+
+def test_every_field_can_be_observed_and_lies_in_its_space():
+    names = ("features", "context", "tokens", "prev_action", "step")
+    env = make(observe=names, output="numpy")
+    observation, _ = env.reset(seed=0)
+    actions = random_actions(3).numpy()
+    assert set(env.single_observation_space) == set(observation) == set(names)
+    assert np.array_equal(observation["prev_action"], np.zeros((3, 4)))
+    for action in actions[:-1]:
+        assert observation in env.observation_space
+        observation = env.step(action)[0]
+        assert np.array_equal(observation["prev_action"], action)
+        assert observation["features"].any()
+    info = env.step(actions[-1])[-1]
+    assert info["final_obs"] in env.observation_space
+    assert not info["final_obs"]["features"].any()  # no network call after the last decision
+
+
+def test_physical_actions_are_the_schedule():
+    env = make(action_mode="physical")
+    assert env.single_action_space.low.tolist() == [0.0] * 4
+    assert env.single_action_space.high[0] == 1.0
+    env.reset(seed=0)
+    action = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    info = env.step(action)[-1]
+    schedule = torch.stack([info[f"schedule/{p.name}"] for p in env.unwrapped.sampler.params], dim=1)
+    assert torch.equal(schedule, action)
+
+
+def test_the_grid_is_open_at_the_start_and_each_step_masks_what_the_ratio_says():
+    env = make(32, num_steps=8, autoreset_mode="Disabled")
+    env.reset(seed=0)
+    open_before = torch.full((32,), 15)  # one token at least is decided
+    for action in random_actions(32, 8):
+        info = env.step(action)[-1]
+        wanted = (info["schedule/mask_ratio"] * 16).floor().long()
+        assert torch.equal(info["num_masked"], torch.minimum(wanted, open_before))
+        open_before = info["num_masked"]
+
+
+def test_frames_show_the_image_beside_its_open_places():
+    env = make(2, render_mode="rgb_array")
+    env.reset(seed=0)
+    frames = env.render()
+    assert len(frames) == 2
+    assert frames[0].shape == (256, 516, 3)
+    assert frames[0].dtype == np.uint8
+    mask = frames[0][:, 260:]
+    assert (mask == mask[0, 0]).all()  # everything is open
+    play(env, torch.zeros(4, 2, NUM_PARAMS))
+    finished = env.render()[0]
+    assert not np.array_equal(finished[:, 260:], mask)  # still the finished image after the automatic reset
+    assert env.unwrapped.current_step == 0
+
+
+def test_human_rendering_returns_nothing_and_draws_every_step(monkeypatch):
+    shown = []
+    env = make(2, render_mode="human")
+    monkeypatch.setattr(env.unwrapped, "_show", shown.append)
+    env.reset(seed=0)
+    play(env, torch.zeros(4, 2, NUM_PARAMS))
+    assert env.render() is None
+    assert len(shown) == 5
+    assert all(len(frames) == 2 for frames in shown)
+
+
+def test_rendering_before_the_first_reset_is_refused():
+    with pytest.raises(gym.error.ResetNeeded, match=r"call reset\(\) before render\(\)"):
+        make(render_mode="rgb_array").render()
+
+
+def test_rendering_without_a_render_mode_warns():
+    env = make()
+    env.reset(seed=0)
+    with pytest.warns(UserWarning, match=r"render\(\) needs render_mode='rgb_array' or 'human'"):
+        assert env.render() is None
