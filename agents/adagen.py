@@ -10,6 +10,7 @@ import dataclasses
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from agents.losses import gaussian_log_prob, ppo_policy_loss, standardise
 from agents.policy import PolicyBackbone
 from genenv.checkpoints import write_text
 from genenv.data import real_like
-from genenv.evaluation import Evaluation, Evaluator
+from genenv.evaluation import Evaluation, Evaluator, held_out_seed
 from genenv.models.digits_discriminator import DigitsDiscriminator
 from genenv.protocols import Observation
 from genenv.rewards.adversarial import AdversarialReward
@@ -67,11 +68,11 @@ class Config:
     """Where everything runs."""
     num_envs: int = 256
     """Images for each iteration."""
-    num_iterations: int = 150
+    num_iterations: int = 120
     """Policy updates."""
     hidden_dim: int = 64
     """Width of policy and critic."""
-    action_std: tuple[tuple[int, float], ...] = ((0, 0.3), (75, 0.15))
+    action_std: tuple[tuple[int, float], ...] = ((0, 0.4), (60, 0.2))
     """Exploration noise: (first iteration, standard deviation in units of the action) in order."""
     learning_rate: float = 1e-3
     """Adam's, for policy and critic."""
@@ -87,7 +88,7 @@ class Config:
     """Discriminator updates after each policy update."""
     discriminator_batch: int = 256
     """Generated images, and as many real ones, for each of them."""
-    discriminator_learning_rate: float = 1e-3
+    discriminator_learning_rate: float = 3e-3
     """Adam's, with betas (0.5, 0.999)."""
     discriminator_warmup: int = 100
     """Discriminator updates before the first policy update, on a batch of the untrained policy."""
@@ -137,7 +138,7 @@ class Config:
 
 PRESETS = {
     "digits": Config(),
-    "demo": Config(num_iterations=120, eval_interval=30),
+    "demo": Config(num_iterations=100, eval_interval=50),
     "paper": Config(
         num_steps=16,
         smoothing=0.8,
@@ -222,6 +223,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.iteration = 0
         self.batches = 0
+        self.seconds = 0.0
 
     def act(self, observation: Observation) -> Tensor:
         """Returns the policy's mean action (N, A)."""
@@ -229,7 +231,7 @@ class Trainer:
 
     def step(self) -> dict[str, float]:
         """Runs one iteration: rollout, policy updates, discriminator updates."""
-        config = self.config
+        config, started = self.config, time.perf_counter()
         if self.iteration == 0 and config.discriminator_warmup:
             images, context = self._fresh_images()
             for _ in range(config.discriminator_warmup):
@@ -241,6 +243,7 @@ class Trainer:
                 images, context = self._fresh_images()
             losses["discriminator_loss"] = self._update_discriminator(images, context)
         self.iteration += 1
+        self.seconds += time.perf_counter() - started
         return {
             "iteration": self.iteration,
             "images": self.batches * config.num_envs,
@@ -323,6 +326,7 @@ class Trainer:
         return {
             "iteration": self.iteration,
             "batches": self.batches,
+            "seconds": self.seconds,
             "policy": self.policy.state_dict(),
             "critic": self.critic.state_dict(),
             "diversity": None if self.diversity is None else self.diversity.state_dict(),
@@ -335,6 +339,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.iteration, self.batches = state["iteration"], state["batches"]
+        self.seconds = state["seconds"]
         self.policy.load_state_dict(state["policy"])
         self.critic.load_state_dict(state["critic"])
         self.reward.load_state_dict(state["reward"])
@@ -377,7 +382,8 @@ def train(config: Config, out: Path, resume: bool = False) -> RunResult:
         write_text(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         save_checkpoint(trainer.state_dict(), out / "checkpoint.pt")
     writer = SummaryWriter(str(out / "tensorboard"), purge_step=trainer.iteration + 1)
-    handcrafted = evaluator(static_actor(evaluator.env))
+    first = held_out_seed(config.seed, config.eval_images)
+    handcrafted = evaluator(static_actor(evaluator.env), first)
     held_out = handcrafted.metrics
     with Progress(
         TextColumn("{task.description}"),
@@ -393,7 +399,7 @@ def train(config: Config, out: Path, resume: bool = False) -> RunResult:
             record = trainer.step()
             last = trainer.iteration == config.num_iterations
             if last or trainer.iteration % config.eval_interval == 0:
-                held_out = evaluator(torch.no_grad()(trainer.act)).metrics
+                held_out = evaluator(torch.no_grad()(trainer.act), first).metrics
                 record |= {f"held_out/{name}": value for name, value in held_out.items()}
             log.append(record)
             for name, value in record.items():
@@ -411,7 +417,7 @@ def _finish(
 ) -> RunResult:
     """Evaluates the final policy and writes the pictures, the summary and the report."""
     config = trainer.config
-    learned = evaluator(torch.no_grad()(trainer.act))
+    learned = evaluator(torch.no_grad()(trainer.act), held_out_seed(config.seed, config.eval_images))
     verdict = _verdict(trainer.reward, handcrafted, learned)
     columns = 40
     save_samples(
@@ -429,6 +435,8 @@ def _finish(
     ]
     summary = {
         "env_id": config.env_id,
+        "seed": config.seed,
+        "seconds": round(trainer.seconds, 1),
         "verdict": verdict,
         "rows": rows,
         "command": shlex.join(["python", "-m", "agents.adagen", *sys.argv[1:]]),

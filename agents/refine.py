@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.adagen import Networks, load_networks
-from genenv.evaluation import HELD_OUT_SEED
+from genenv.evaluation import held_out_seed
 from genenv.metrics.judge import Judge
 from genenv.protocols import Context
 from genenv.rng import BatchRng
@@ -142,13 +142,14 @@ def main(arguments: Arguments) -> None:
         config.env_id, num_envs=arguments.batch_size, reward="none", contexts="cycle", **config.env_kwargs
     )
     judge = Judge(config.backbone)
+    first = held_out_seed(config.seed, arguments.num_images)
     table = Table(title=f"refinement of {arguments.run}, {arguments.num_images} held-out images")
     for column in ("sampling", "fid", "precision", "recall", "accuracy", "network evaluations an image"):
         table.add_column(column, justify="left" if column == "sampling" else "right")
     repeats, candidates = arguments.repeats, arguments.candidates
     for r, k in ((1, 1), (repeats, 1), (1, candidates), (repeats, candidates)):
         starts = range(0, arguments.num_images, arguments.batch_size)
-        parts = [refine(env, networks, r, k, HELD_OUT_SEED + start) for start in starts]
+        parts = [refine(env, networks, r, k, first + start) for start in starts]
         images, context = torch.cat([p.images for p in parts]), torch.cat([p.context for p in parts])
         metrics = judge.measure(images[: arguments.num_images], context[: arguments.num_images])
         values = [f"{metrics[name]:.3f}" for name in ("fid", "precision", "recall", "accuracy")]

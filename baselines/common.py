@@ -21,7 +21,7 @@ from torch import Tensor
 
 import genenv
 from genenv.checkpoints import write_text
-from genenv.evaluation import HELD_OUT_SEED, Evaluator
+from genenv.evaluation import HELD_OUT_SEED, Evaluator, held_out_seed
 from genenv.protocols import Actor, Observation
 from genenv.rollout import run_episode, unwrapped
 from genenv.schedules import ScheduleParam
@@ -143,11 +143,6 @@ class Bench:
             round(seconds, 1),
             schedule,
         )
-
-
-def held_out_seed(seed: int, num_images: int) -> int:
-    """Returns the first held-out seed of a repetition; repetitions share no image."""
-    return HELD_OUT_SEED + seed * num_images
 
 
 def tuning_seed(seed: int, num_images: int) -> int:

@@ -121,7 +121,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from genenv.checkpoints import write_text
-    from genenv.evaluation import HELD_OUT_SEED, Evaluator
+    from genenv.evaluation import Evaluator, held_out_seed
 
     if options.seeds < 1:
         raise CommandError(f"--seeds must be at least 1, got {options.seeds}")
@@ -137,7 +137,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         from genenv.rollout import static_actor
 
         actor = static_actor(evaluator.env)
-    runs = [evaluator(actor, HELD_OUT_SEED + k * options.num_images).metrics for k in range(options.seeds)]
+    runs = [evaluator(actor, held_out_seed(k, options.num_images)).metrics for k in range(options.seeds)]
     _print_table([("metric", "mean", "95 % interval"), *(_interval(name, runs) for name in runs[0])])
     if options.json:
         write_text(options.json, json.dumps(runs, indent=2) + "\n")

@@ -17,6 +17,11 @@ HELD_OUT_SEED = 10**12
 """Image i of an evaluation has the seed HELD_OUT_SEED + i; training stays below."""
 
 
+def held_out_seed(repetition: int, num_images: int) -> int:
+    """Returns the first held-out seed of a repetition; repetitions of as many images share none."""
+    return HELD_OUT_SEED + repetition * num_images
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What a policy's images are worth.

@@ -9,7 +9,7 @@ import torch
 
 from genenv.checkpoints import load_generator, write_text
 from genenv.data import digits
-from genenv.evaluation import Evaluator
+from genenv.evaluation import Evaluator, held_out_seed
 from genenv.metrics.frechet import frechet_distance, moments
 from genenv.metrics.judge import Judge
 from genenv.rollout import static_actor
@@ -60,7 +60,7 @@ def card(folder: Path, seconds: dict[str, int]) -> str:
         rows.append(
             (
                 f"MaskGIT, hand-crafted, {num_steps} steps",
-                [evaluator(actor, 10**12 + 10**6 * k).metrics for k in range(EVALUATION_SEEDS)],
+                [evaluator(actor, held_out_seed(k, 2000)).metrics for k in range(EVALUATION_SEEDS)],
             )
         )
     table = "\n".join(f"| {name} | " + " | ".join(_cell(r, m) for m in METRICS) + " |" for name, r in rows)
@@ -101,7 +101,7 @@ Every number below is measured by that command when it writes this card; `sha256
 
 | file | what | measured |
 |---|---|---|
-| `vq.safetensors` | VQ tokenizer, 8x8 -> 4x4 tokens | MSE {error:.4f} of pixels in [-1, 1]; {used} of {codebook} codes |
+| `vq.safetensors` | VQ tokenizer, 8x8 -> 4x4 tokens | MSE {error:.4f} of pixels in [-1, 1]; {used}/{codebook} codes |
 | `maskgit.safetensors` | class-conditional MaskGIT, {parameters} parameters, 10 % label dropout | table below |
 | `judge.safetensors` | classifier, its 64 features give the held-out metrics | {judge:.1%} of 360 held-out |
 | `reward_features.safetensors` | a smaller one, for rewards | {reward:.1%} of 360 held-out |
