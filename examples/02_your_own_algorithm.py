@@ -36,7 +36,7 @@ def act(observation):
 
 
 for iteration in range(arguments.iterations):
-    observation, _ = env.reset(seed=iteration * arguments.num_envs)
+    observation, _ = env.reset(seed=0 if iteration == 0 else None)  # then on to each seed's next episode
     log_prob = torch.zeros(arguments.num_envs)
     for _ in range(KWARGS["num_steps"]):
         policy = torch.distributions.Normal(act(observation), STD)

@@ -94,3 +94,12 @@ class StatefulReward(Reward, Protocol):
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
         """Restores what `state_dict` returned."""
         ...
+
+
+@runtime_checkable
+class ForgetfulReward(Reward, Protocol):
+    """A reward that starts anew when its environment is seeded, so that equal seeds are paid equally."""
+
+    def reset(self) -> None:
+        """Forgets every batch."""
+        ...

@@ -10,7 +10,7 @@ VARIANTS = {
     "default": {},
     "features": {"observe": ["features", "step", "context", "prev_action"]},
     "smoothed": {"smoothing": 0.8},
-    "one step": {"num_steps": 1, "reward": "none"},  # the default reward moves with every finished image
+    "one step": {"num_steps": 1},
     "grouped": {"contexts": "grouped:1"},
 }
 

@@ -49,53 +49,66 @@ def _distance(first: Tensor, second: Tensor, reference: Moments) -> Tensor:
 
 
 class LeaveOneOutFID:
-    """Rewards each image by its share in lowering the batch's distance from the real images.
+    """Rewards each image by its share in lowering the moving distance between generated and real images.
 
-    The moments of the generated features move with every batch; the first batch is taken as it is (the bias of an
-    empty start is corrected), so a lone first image is paid 0.
+    The moments of the generated features move with every batch, by the same amount for the same number of images: a
+    batch of N weighs 1 - beta with beta = 0.5 ** (N / half_life). The paper's beta of 0.5 is a half-life of one
+    batch. The first batch is taken as it is (the bias of an empty start is corrected), so a lone first image is
+    paid 0. The reward is `loo_fid_from_features` times N / (2 (1 - beta)), which makes it, to first order, the product
+    of an image's deviation from its batch with the batch's bias, whatever N and beta are.
 
     Args:
         extractor: gives the features (N, D) of images.
         reference: mean and standard deviation of the real features, each (D,).
-        beta: weight of the old moments.
+        half_life: images after which old moments weigh half, above 0.
     """
 
     name = "loo_fid"
 
-    def __init__(self, extractor: DigitsClassifier, reference: Moments, beta: float = 0.5):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"beta must be in [0, 1), got {beta}")
-        self.extractor, self.beta = extractor, beta
+    def __init__(self, extractor: DigitsClassifier, reference: Moments, half_life: float = 256.0):
+        if not half_life > 0:
+            raise ValueError(f"half_life must be above 0, got {half_life}")
+        self.extractor, self.half_life = extractor, half_life
         self.mean, self.std = reference
-        self.first = torch.zeros_like(self.mean, dtype=torch.float64)
-        self.second = torch.zeros_like(self.mean, dtype=torch.float64)
-        self.batches = 0
+        self.reset()
 
     def __call__(self, images: Tensor, context: Context) -> Tensor:
         """Returns (N,) and moves the moments by this batch. Features are standardised, so a unit is a real std."""
-        features = (self.extractor.features(images) - self.mean) / self.std
-        unit = (torch.zeros_like(self.mean), torch.ones_like(self.std))
+        features = ((self.extractor.features(images) - self.mean) / self.std).double()
         n = len(features)
-        # A debiased average is a plain one whose weight grows from 0 to beta.
-        beta = self.beta * (1 - self.beta**self.batches) / (1 - self.beta ** (self.batches + 1))
-        if n == 1 and self.batches == 0:
+        decay = 0.5 ** (n / self.half_life)
+        # A debiased average is a plain one whose old part weighs as much as the images seen before.
+        seen = decay * self.seen
+        beta = seen / (seen + 1 - decay)
+        if n == 1 and beta == 0:
             reward = features.new_zeros(1)
         else:
-            reward = loo_fid_from_features(features, (self.first, self.second), unit, beta).float()
-        features = features.double()
+            unit = (torch.zeros_like(self.mean), torch.ones_like(self.std))
+            change = loo_fid_from_features(features, (self.first, self.second), unit, beta)
+            reward = n / (2 * (1 - beta)) * change
         self.first = _blend(self.first, features.mean(0), beta)
         self.second = _blend(self.second, features.square().mean(0), beta)
-        self.batches += 1
-        return n * reward
+        self.seen = seen + 1 - decay
+        return reward.float()
+
+    def reset(self) -> None:
+        """Forgets every batch."""
+        self.first = torch.zeros_like(self.mean, dtype=torch.float64)
+        self.second = torch.zeros_like(self.mean, dtype=torch.float64)
+        self.seen = 0.0  # total weight of the batches so far, 1 in the long run
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the moving moments."""
-        return {"first": self.first, "second": self.second, "batches": torch.tensor(self.batches)}
+        return {
+            "first": self.first,
+            "second": self.second,
+            "seen": torch.tensor(self.seen, dtype=torch.float64),
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restores the moving moments."""
         self.first, self.second = state["first"].to(self.mean.device), state["second"].to(self.mean.device)
-        self.batches = int(state["batches"])
+        self.seen = state["seen"].item()
 
 
 def make(backbone: str, device: str) -> LeaveOneOutFID:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genenv.protocols import Context, Reward, StatefulReward
+from genenv.protocols import Context, ForgetfulReward, Reward, StatefulReward
 
 
 class Mixture:
@@ -32,16 +32,31 @@ class Mixture:
                 raise ValueError(f"the weight of reward {name!r} must be finite, got {weight}")
 
     def judge(self, images: Tensor, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weighted sum (N,) and each unweighted component (N,)."""
-        parts = {name: reward(images, context) for name, reward in self.rewards.items()}
-        total = torch.zeros(len(images), device=images.device)
-        for name, value in parts.items():
-            total = total + self.weights[name] * value
+        """Returns the weighted sum (N,) and each unweighted component (N,), float32.
+
+        Raises:
+            ValueError: if a component gives anything but N finite numbers.
+        """
+        parts, total = {}, torch.zeros(len(images), device=images.device)
+        for name, reward in self.rewards.items():
+            value = reward(images, context)
+            if value.shape != (len(images),):
+                raise ValueError(f"reward {name!r} must return ({len(images)},), got {tuple(value.shape)}")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"reward {name!r} must be finite, got {value[~value.isfinite()][0].item()}")
+            parts[name] = value.float()
+            total = total + self.weights[name] * parts[name]
         return total, parts
 
     def __call__(self, images: Tensor, context: Context) -> Tensor:
         """Returns the weighted sum (N,)."""
         return self.judge(images, context)[0]
+
+    def reset(self) -> None:
+        """Lets the components that remember earlier batches forget them."""
+        for reward in self.rewards.values():
+            if isinstance(reward, ForgetfulReward):
+                reward.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of every component that has one."""

@@ -9,6 +9,7 @@ import torch
 
 from genenv.protocols import Reward
 from genenv.rewards.mixture import as_mixture
+from genenv.vector_env import to_numpy
 
 
 class TerminalReward(gym.Wrapper):
@@ -18,12 +19,18 @@ class TerminalReward(gym.Wrapper):
 
     Args:
         env: a GenEnv or wrappers around one.
-        reward: judges a batch of images (1, C, H, W) of contexts (1,).
+        reward: judges a batch of images (1, C, H, W) of contexts (1,), on the CPU.
     """
 
     def __init__(self, env: gym.Env, reward: Reward):
         super().__init__(env)
         self.reward = as_mixture(reward)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Starts an episode; with a seed, a reward that remembers earlier images forgets them."""
+        if seed is not None:
+            self.reward.reset()
+        return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         """Takes a step; `info["reward/<name>"]` holds each component at the end."""
@@ -32,5 +39,5 @@ class TerminalReward(gym.Wrapper):
             image = torch.as_tensor(info["image"])[None]
             total, parts = self.reward.judge(image, torch.as_tensor(info["context"])[None])
             paid = float(paid) + float(total[0])
-            info |= {f"reward/{name}": value[0].numpy() for name, value in parts.items()}
+            info |= {f"reward/{name}": value[0] for name, value in to_numpy(parts).items()}
         return observation, float(paid), terminated, truncated, info

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 from genenv.protocols import Reward
 from genenv.rewards.mixture import as_mixture
-from genenv.vector_env import to_numpy
+from genenv.vector_env import GenVectorEnv, to_numpy
 
 
 class TerminalReward(VectorWrapper):
@@ -24,18 +23,28 @@ class TerminalReward(VectorWrapper):
     def __init__(self, env: VectorEnv, reward: Reward):
         super().__init__(env)
         self.reward = as_mixture(reward)
+        inner = env.unwrapped
+        assert isinstance(inner, GenVectorEnv)
+        self._inner = inner
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Starts the episodes; with a seed, a reward that remembers earlier batches forgets them."""
+        if seed is not None:
+            self.reward.reset()
+        return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict]:
         """Takes a step; at T the infos of the finished episode hold each component as `reward/<name>` (N,)."""
         observation, paid, terminated, truncated, info = self.env.step(actions)
         final = info.get("final_info", info)
         if "image" in final:
-            images, context = torch.as_tensor(final["image"]), torch.as_tensor(final["context"])
+            device = self._inner.device
+            images, context = (torch.as_tensor(final[name], device=device) for name in ("image", "context"))
             with torch.no_grad():
                 total, parts = self.reward.judge(images, context)
             entries = {f"reward/{name}": value for name, value in parts.items()}
             entries |= {f"_{name}": torch.ones_like(context, dtype=torch.bool) for name in entries}
-            if isinstance(final["image"], np.ndarray):
+            if self._inner.output == "numpy":
                 total, entries = to_numpy(total), to_numpy(entries)
             paid = paid + total
             final.update(entries)
