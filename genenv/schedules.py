@@ -88,19 +88,18 @@ class ActionDecoder:
         self._static = torch.stack([p.static.double() for p in params], dim=1).to(device)  # (T, A)
         self._base = torch.stack([p.bijector.inverse(p.static.double()) for p in params], dim=1).to(device)
         self._span = torch.tensor([p.span for p in params], dtype=torch.float64, device=device)
-        self._low = torch.tensor([p.bijector.low for p in params], dtype=torch.float64, device=device)
-        self._high = torch.tensor([p.bijector.high for p in params], dtype=torch.float64, device=device)
+        self._low, self._high = torch.tensor([p.limits for p in params], dtype=torch.float64, device=device).T
 
     def __call__(self, action: Tensor, t: int) -> dict[str, Tensor]:
         """Returns {name: (N,) float64} in physical units for actions (N, A) at decision t.
 
         Raises:
-            ValueError: if an action is not finite, or a physical one is outside its parameter's legal range.
+            ValueError: if an action is not finite, or a physical one is outside its parameter's limits.
         """
         action = action.double()
         legal = action.isfinite()
         if self.mode == "physical":
-            legal &= (action >= self._low) & (action <= self._high)
+            legal &= (action >= self._low) & (action <= self._high)  # beyond, logits overflow
         if not bool(legal.all()):
             raise ValueError(self._complaint(action, legal))
         if self.mode == "physical":
@@ -123,10 +122,8 @@ class ActionDecoder:
     def _complaint(self, action: Tensor, legal: Tensor) -> str:
         env, i = (~legal).nonzero()[0].tolist()
         param, value = self.params[i], action[env, i].item()
-        if math.isfinite(value):
-            rule = f"must lie in [{param.bijector.low}, {param.bijector.high}]"
-        else:
-            rule = "must be finite"
+        finite = math.isfinite(value)
+        rule = "must lie in [{}, {}]".format(*param.limits) if finite else "must be finite"
         return f"action of env {env}: {param.name} {rule}, got {value}"
 
 
