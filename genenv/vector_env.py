@@ -136,7 +136,7 @@ class GenVectorEnv(VectorEnv):
         else:
             self._rng = BatchRng(self._rng.seeds, episode=self._rng.episode + 1)
         self._begin(options.get("context"))
-        self._shown = self._state
+        self._show_if_human()
         return self._convert(self._observe()), {}
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -158,7 +158,7 @@ class GenVectorEnv(VectorEnv):
                 )
             self._rng = BatchRng(self._rng.seeds, episode=self._rng.episode + 1)
             self._begin(None)
-            self._shown = self._state
+            self._show_if_human()
             return self._transition(self._observe(), done=False, info={})
 
         actions = self.check_actions(actions)
@@ -167,7 +167,7 @@ class GenVectorEnv(VectorEnv):
             self._state = self.sampler.advance(self._state, params, self._rng)
         self._step += 1
         self._prev_action = actions.float().clone()  # the caller may reuse its tensor
-        self._shown = self._state
+        self._show_if_human()
         observation = self._observe()
         info = self.sampler.diagnostics(self._state)
         info |= {f"schedule/{name}": value.float() for name, value in params.items()}
@@ -179,10 +179,7 @@ class GenVectorEnv(VectorEnv):
                 self._rng = BatchRng(self._rng.seeds, episode=self._rng.episode + 1)
                 self._begin(None)  # render() goes on showing the finished image
                 observation = self._observe()
-        result = self._transition(observation, done, self._masked(info))
-        if self.render_mode == "human":
-            self.render()
-        return result
+        return self._transition(observation, done, self._masked(info))
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """Draws each image's partial result beside its open places, (H', W', 3) uint8.
@@ -206,6 +203,11 @@ class GenVectorEnv(VectorEnv):
             return None
         return frames
 
+    def _show_if_human(self) -> None:
+        self._shown = self._state
+        if self.render_mode == "human":
+            self.render()
+
     def _seeds(self, seed: int | Sequence[int] | None) -> Tensor:
         if seed is None:
             seeds = self.np_random.integers(2**31, size=self.num_envs).tolist()
@@ -222,7 +224,9 @@ class GenVectorEnv(VectorEnv):
         if labels is None:
             context = self.contexts.draw(self._rng)
         else:
-            given = torch.as_tensor(labels, dtype=torch.int64, device=self.device).reshape(-1)
+            given = torch.as_tensor(labels, device=self.device).reshape(-1)
+            if given.is_floating_point():
+                raise ValueError(f"options['context'] must hold integers, got {given.tolist()}")
             if len(given) not in (1, self.num_envs):
                 raise ValueError(
                     f"options['context'] must hold 1 or {self.num_envs} labels, got {len(given)}"

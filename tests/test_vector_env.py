@@ -297,14 +297,14 @@ def test_frames_show_the_image_beside_its_open_places():
     assert env.unwrapped.current_step == 0
 
 
-def test_human_rendering_returns_nothing_and_draws_every_step(monkeypatch):
+def test_human_rendering_returns_nothing_and_draws_the_start_and_every_step(monkeypatch):
     shown = []
     env = make(2, render_mode="human")
     monkeypatch.setattr(env.unwrapped, "_show", shown.append)
     env.reset(seed=0)
     play(env, torch.zeros(4, 2, NUM_PARAMS))
     assert env.render() is None
-    assert len(shown) == 5
+    assert len(shown) == 6  # reset, four steps, render()
     assert all(len(frames) == 2 for frames in shown)
 
 
