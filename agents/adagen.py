@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,9 @@ from typing import Any
 import gymnasium as gym
 import torch
 import tyro
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -47,6 +49,12 @@ from genenv.viz.plots import save_curves, save_samples, save_schedule
 from genenv.viz.report import write_report
 
 OBSERVE = ("features", "step", "context")
+IMAGES_PER_SEED = 10**9
+"""Image seeds that a run has for itself."""
+MAX_SEED = 500
+"""Runs whose images all lie below the tuning and the held-out seeds."""
+RESUMABLE = ("num_iterations", "device", "eval_interval", "checkpoint_interval")
+"""Fields that may change when a run is continued."""
 CONSOLE = Console()
 
 
@@ -105,20 +113,28 @@ class Config:
     """Iterations between checkpoints."""
 
     def __post_init__(self):
-        for name in (
-            "num_steps",
-            "num_envs",
-            "num_iterations",
-            "num_epochs",
-            "num_minibatches",
-            "eval_interval",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        least = {
+            "num_steps": 1,
+            "num_envs": 2,
+            "num_iterations": 1,
+            "hidden_dim": 4,
+            "num_epochs": 1,
+            "num_minibatches": 1,
+            "eval_interval": 1,
+            "eval_images": 1,
+            "checkpoint_interval": 1,
+        }
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
         if self.num_envs * self.num_steps < self.num_minibatches:
             raise ValueError(
                 f"num_minibatches must not exceed num_envs * num_steps, got {self.num_minibatches}"
             )
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"seed must be in 0..{MAX_SEED - 1}, got {self.seed}")
+        if not self.action_std or self.action_std[0][0] != 0 or min(std for _, std in self.action_std) <= 0:
+            raise ValueError(f"action_std must start at iteration 0 and stay above 0, got {self.action_std}")
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
@@ -205,16 +221,17 @@ class Trainer:
             autoreset_mode="Disabled",
             **config.env_kwargs,
         )
+        self.device = unwrapped(self.env).device
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.policy = make_network(self.env, config, len(unwrapped(self.env).sampler.params))
-            self.critic = make_network(self.env, config, 1)
-            discriminator = DigitsDiscriminator().to(config.device)
+            self.policy = make_network(self.env, config.hidden_dim, len(unwrapped(self.env).sampler.params))
+            self.critic = make_network(self.env, config.hidden_dim, 1)
+            discriminator = DigitsDiscriminator().to(self.device)
         self.reward = AdversarialReward(discriminator)
         self.diversity: PolicyBackbone | None = None
         if config.diversity_run is not None:
-            self.diversity = load_networks(config.diversity_run, config.device).policy
-            self.fidelity_reward = make_classifier_reward(config.backbone, config.device)
+            self.diversity = _diversity_policy(config)
+            self.fidelity_reward = make_classifier_reward(config.backbone, str(self.device))
         parameters = [*self.policy.parameters(), *self.critic.parameters()]
         self.optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
         self.discriminator_optimiser = torch.optim.Adam(
@@ -255,10 +272,10 @@ class Trainer:
     def _next_seed(self) -> int:
         """Returns the first seed of a batch; no image is generated twice, and none is held out."""
         self.batches += 1
-        return self.config.seed * 10**9 + (self.batches - 1) * self.config.num_envs
+        return self.config.seed * IMAGES_PER_SEED + (self.batches - 1) * self.config.num_envs
 
     def _noise(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(self.config.device)
+        return torch.randn(shape, generator=self.generator).to(self.device)
 
     def _fresh_images(self) -> tuple[Tensor, Tensor]:
         episode = run_episode(self.env, self._behaviour(None)[0], self._next_seed(), keep_observations=False)
@@ -281,7 +298,7 @@ class Trainer:
         config = self.config
         blend = None
         if self.diversity is not None:
-            blend = torch.rand(config.num_envs, generator=self.generator).to(config.device)
+            blend = torch.rand(config.num_envs, generator=self.generator).to(self.device)
         act, own = self._behaviour(blend)
         episode = run_episode(self.env, act, self._next_seed())
         reward = self.reward(episode.images, episode.context)
@@ -300,7 +317,7 @@ class Trainer:
             advantage = returns - self.critic(batch)[:, 0]
         policy_loss = value_loss = torch.zeros(())
         for _ in range(config.num_epochs):
-            order = torch.randperm(len(actions), generator=self.generator).to(config.device)
+            order = torch.randperm(len(actions), generator=self.generator).to(self.device)
             for index in order.chunk(config.num_minibatches):
                 minibatch = {name: value[index] for name, value in batch.items()}
                 log_prob = gaussian_log_prob(actions[index], self.policy(minibatch), std)
@@ -342,22 +359,37 @@ class Trainer:
         self.seconds = state["seconds"]
         self.policy.load_state_dict(state["policy"])
         self.critic.load_state_dict(state["critic"])
+        if self.diversity is not None:
+            self.diversity.load_state_dict(state["diversity"])
         self.reward.load_state_dict(state["reward"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
         self.generator.set_state(state["generator"])
 
 
-def make_network(env: gym.vector.VectorEnv, config: Config, num_outputs: int) -> PolicyBackbone:
+def make_network(env: gym.vector.VectorEnv, hidden_dim: int, num_outputs: int) -> PolicyBackbone:
     """Returns an untrained policy or critic for an environment that observes features."""
     length, feature_dim = unwrapped(env).sampler.fields["features"].shape
     return PolicyBackbone(
         feature_dim,
         grid_size=round(length**0.5),
         num_outputs=num_outputs,
-        hidden_dim=config.hidden_dim,
+        hidden_dim=hidden_dim,
         num_classes=unwrapped(env).sampler.num_classes,
-    ).to(config.device)
+    ).to(unwrapped(env).device)
+
+
+def _diversity_policy(config: Config) -> PolicyBackbone:
+    """Returns the frozen first policy of a fidelity run, which must have been trained on the same task."""
+    networks = load_networks(config.diversity_run or "", config.device)
+    first = networks.config
+    for name in ("env_id", "backbone", "num_steps", "smoothing", "hidden_dim"):
+        if getattr(first, name) != getattr(config, name):
+            raise ValueError(
+                f"{name} must be that of {config.diversity_run}, {getattr(first, name)!r}, "
+                f"got {getattr(config, name)!r}"
+            )
+    return networks.policy
 
 
 def train(config: Config, out: Path, resume: bool = False) -> RunResult:
@@ -368,22 +400,24 @@ def train(config: Config, out: Path, resume: bool = False) -> RunResult:
         out: its directory; must not hold a run already, unless it is resumed.
         resume: continue from the directory's checkpoint, exactly as if it had never stopped.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("agents.adagen runs as one process, got WORLD_SIZE > 1: start it without torchrun")
     if not resume and (out / "checkpoint.pt").exists():
         raise ValueError(
             f"{out} already holds a run; continue it with --resume {out}, or choose another --out"
         )
     trainer = Trainer(config)
     evaluator = Evaluator(config.env_id, config.env_kwargs, config.eval_images)
-    log = MetricsLog(out / "metrics.jsonl")
-    if resume:
-        trainer.load_state_dict(load_checkpoint(out / "checkpoint.pt", config.device))
-        log.cut_after(trainer.iteration)
-    else:
-        write_text(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-        save_checkpoint(trainer.state_dict(), out / "checkpoint.pt")
-    writer = SummaryWriter(str(out / "tensorboard"), purge_step=trainer.iteration + 1)
     first = held_out_seed(config.seed, config.eval_images)
     handcrafted = evaluator(static_actor(evaluator.env), first)
+    log = MetricsLog(out / "metrics.jsonl")
+    if resume:
+        trainer.load_state_dict(load_checkpoint(out / "checkpoint.pt"))
+        log.cut_after(trainer.iteration)
+    write_text(out / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    if not resume:
+        save_checkpoint(trainer.state_dict(), out / "checkpoint.pt")
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=trainer.iteration + 1)
     held_out = handcrafted.metrics
     with Progress(
         TextColumn("{task.description}"),
@@ -439,7 +473,8 @@ def _finish(
         "seconds": round(trainer.seconds, 1),
         "verdict": verdict,
         "rows": rows,
-        "command": shlex.join(["python", "-m", "agents.adagen", *sys.argv[1:]]),
+        "agent": "adagen",
+        "command": command(config, out),
         "versions": {"genenv": genenv.__version__, "torch": torch.__version__, "gymnasium": gym.__version__},
     }
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -447,13 +482,32 @@ def _finish(
     return RunResult(out, handcrafted, learned, verdict)
 
 
+def command(config: Config, out: Path) -> str:
+    """Returns the command line that makes a run from nothing."""
+    words = ["python", "-m", "agents.adagen"]
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        if value == field.default:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, tuple):
+            words += [flag, *(str(number) for pair in value for number in pair)]
+        else:
+            words += [flag, str(value)]
+    return shlex.join([*words, "--out", str(out)])
+
+
 def _verdict(reward: AdversarialReward, before: Evaluation, after: Evaluation) -> str:
     """Returns reward and held-out metrics before and after, with a warning where they part."""
     rewards = [reward(e.episode.images, e.episode.context).mean().item() for e in (before, after)]
-    fid, recall = ([e.metrics[name] for e in (before, after)] for name in ("fid", "recall"))
+    fid, recall, accuracy = (
+        [e.metrics[name] for e in (before, after)] for name in ("fid", "recall", "accuracy")
+    )
     sentence = (
         f"reward {rewards[0]:.3f} -> {rewards[1]:.3f}, held-out FID {fid[0]:.2f} -> {fid[1]:.2f}, "
-        f"recall {recall[0]:.3f} -> {recall[1]:.3f}"
+        f"recall {recall[0]:.3f} -> {recall[1]:.3f}, label accuracy {accuracy[0]:.1%} -> {accuracy[1]:.1%}"
     )
     if rewards[1] > rewards[0] and (fid[1] > fid[0] or recall[1] < recall[0]):
         sentence += ". Warning: the reward rose while held-out quality or diversity fell"
@@ -484,16 +538,16 @@ class Networks:
 def load_networks(run_dir: Path | str, device: str = "cpu") -> Networks:
     """Returns the networks of a run directory in eval mode."""
     config = dataclasses.replace(read_config(Path(run_dir)), device=device)
-    state = load_checkpoint(Path(run_dir) / "checkpoint.pt", device)
+    state = load_checkpoint(Path(run_dir) / "checkpoint.pt")
     env = gym.make_vec(config.env_id, num_envs=1, reward="none", **config.env_kwargs)
     num_params = len(unwrapped(env).sampler.params)
 
     def network(name: str, num_outputs: int) -> PolicyBackbone:
-        model = make_network(env, config, num_outputs)
+        model = make_network(env, config.hidden_dim, num_outputs)
         model.load_state_dict(state[name])
         return model.eval().requires_grad_(False)
 
-    discriminator = DigitsDiscriminator().to(device)
+    discriminator = DigitsDiscriminator().to(unwrapped(env).device)
     discriminator.load_state_dict(state["reward"])
     return Networks(
         config,
@@ -540,9 +594,11 @@ def main(arguments: list[str] | None = None) -> None:
         default = PRESETS[known.preset] if known.resume is None else read_config(known.resume)
         description = f"{__doc__}\n\nAlso: --preset {{{', '.join(PRESETS)}}}, --out DIR, --resume DIR."
         config = tyro.cli(Config, default=default, args=rest, description=description)
+        if known.resume is not None:
+            _check_continuation(default, config)
         result = train(config, out, resume=known.resume is not None)
-    except ValueError as error:
-        CONSOLE.print(f"[red]error:[/] {error}", highlight=False)
+    except (ValueError, OSError, ImportError, gym.error.Error) as error:
+        CONSOLE.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         CONSOLE.print(f"stopped; continue with: python -m agents.adagen --resume {out}")
@@ -550,14 +606,22 @@ def main(arguments: list[str] | None = None) -> None:
     print_result(result)
 
 
+def _check_continuation(saved: Config, config: Config) -> None:
+    for field in dataclasses.fields(Config):
+        before, after = getattr(saved, field.name), getattr(config, field.name)
+        if before != after and field.name not in RESUMABLE:
+            raise ValueError(
+                f"{field.name} of a run that is continued must stay {before!r}, got {after!r}; "
+                f"only {', '.join(RESUMABLE)} may change"
+            )
+
+
 def print_result(result: RunResult) -> None:
     """Prints the hand-crafted schedule beside the learned one."""
-    table = Table(title="held-out metrics, same seeds")
-    names = list(result.learned.metrics)
-    for column in ("schedule", *names):
-        table.add_column(column, justify="left" if column == "schedule" else "right")
+    columns = ("fid", "precision", "recall", "coverage", "accuracy")
+    table = Table("schedule", *columns, title="held-out metrics, same seeds", box=SIMPLE)
     for name, evaluation in (("hand-crafted", result.handcrafted), ("learned", result.learned)):
-        table.add_row(name, *(f"{evaluation.metrics[metric]:.3f}" for metric in names))
+        table.add_row(name, *(f"{evaluation.metrics[column]:.3f}" for column in columns))
     CONSOLE.print(table)
     CONSOLE.print(result.verdict, highlight=False)
     CONSOLE.print(f"report: {result.out / 'report.html'}", highlight=False)

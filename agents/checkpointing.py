@@ -19,8 +19,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         torch.save(state, partial)
 
 
-def load_checkpoint(path: Path, device: str) -> dict[str, Any]:
-    """Returns what `save_checkpoint` wrote; nothing but tensors and plain values is unpickled.
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Returns what `save_checkpoint` wrote, on the CPU; nothing but tensors and plain values is unpickled.
 
     Raises:
         CheckpointError: if the file is missing or damaged.
@@ -28,12 +28,10 @@ def load_checkpoint(path: Path, device: str) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: there is no run to continue or to load")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path} is damaged ({reason}); train again, or restore a copy of it") from None
-    state["generator"] = state["generator"].cpu()  # a generator's state lives on the host
-    return state
 
 
 class MetricsLog:

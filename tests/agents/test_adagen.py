@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,9 +13,20 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 import torch
+import tyro
 
 import genenv.evaluation
-from agents.adagen import PRESETS, Config, Trainer, load_networks, load_policy, main, read_config, train
+from agents.adagen import (
+    PRESETS,
+    Config,
+    Trainer,
+    command,
+    load_networks,
+    load_policy,
+    main,
+    read_config,
+    train,
+)
 from agents.refine import refine
 from genenv.checkpoints import CheckpointError
 from genenv.rollout import generate, run_episode, static_actor, unwrapped
@@ -29,7 +41,7 @@ TINY = Config(
     discriminator_batch=16,
     eval_interval=4,
     eval_images=100,
-    checkpoint_interval=1,
+    checkpoint_interval=2,
 )
 
 
@@ -95,7 +107,7 @@ def test_a_killed_run_continues_to_the_same_numbers(finished, tmp_path):
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if (out / "metrics.jsonl").exists() and len(records(out)) >= 2:
+        if (out / "metrics.jsonl").exists() and len(records(out)) >= 3:
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -206,12 +218,64 @@ def test_a_damaged_checkpoint_is_refused(finished, tmp_path):
     ("field", "value", "message"),
     [
         ("num_steps", 0, "num_steps must be at least 1, got 0"),
+        ("num_envs", 1, "num_envs must be at least 2, got 1"),
+        ("eval_images", 0, "eval_images must be at least 1, got 0"),
         ("num_minibatches", 10**6, "num_minibatches must not exceed"),
+        ("seed", 500, r"seed must be in 0\.\.499, got 500"),
+        ("action_std", ((5, 0.4),), "action_std must start at iteration 0"),
     ],
 )
 def test_an_impossible_configuration_is_refused(field, value, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-steps", "8"], "num_steps of a run that is continued must stay 2, got 8"),
+        (["--seed", "3"], "seed of a run that is continued must stay 0, got 3"),
+    ],
+)
+def test_a_continued_run_keeps_its_task(finished, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(["--resume", str(finished.out), *arguments])
+    assert stop.value.code == 2
+    assert message in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_doomed_run_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match="more images than the 64 feature dimensions, got 10"):
+        train(dataclasses.replace(TINY, eval_images=10), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env-id", "AdaGen/Nope"], "`Nope`"),
+        (["--out", "/dev/null/run"], "/dev/null/run"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(capsys, arguments, message):
+    flags = ["--num-envs", "2", "--num-minibatches", "1", "--eval-images", "70", "--num-steps", "1"]
+    with pytest.raises(SystemExit) as stop:
+        main([*flags, *arguments])
+    assert stop.value.code == 2
+    assert message in "".join(capsys.readouterr().out.split())
+
+
+def test_the_second_policy_needs_the_task_of_the_first(finished):
+    with pytest.raises(ValueError, match=r"num_steps must be that of .*, 2, got 3"):
+        Trainer(dataclasses.replace(TINY, diversity_run=str(finished.out), num_steps=3))
+
+
+def test_the_command_in_the_summary_makes_the_same_configuration():
+    config = dataclasses.replace(TINY, fresh_fakes=True, action_std=((0, 0.5), (3, 0.25)))
+    words = shlex.split(command(config, Path("runs/x")))
+    assert words[:3] == ["python", "-m", "agents.adagen"]
+    assert words[-2:] == ["--out", "runs/x"]
+    assert tyro.cli(Config, args=words[3:-2]) == config
 
 
 def test_the_paper_preset_smooths_and_steps_down_its_exploration():

@@ -14,7 +14,7 @@ STATE = {"iteration": 3, "policy": {"weight": torch.arange(4.0)}, "generator": t
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     save_checkpoint(STATE, tmp_path / "checkpoint.pt")
-    loaded = load_checkpoint(tmp_path / "checkpoint.pt", "cpu")
+    loaded = load_checkpoint(tmp_path / "checkpoint.pt")
     assert loaded["iteration"] == 3
     assert torch.equal(loaded["policy"]["weight"], STATE["policy"]["weight"])
 
@@ -30,13 +30,13 @@ def test_an_interrupted_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint({**STATE, "iteration": 4}, path)
-    assert load_checkpoint(path, "cpu")["iteration"] == 3
+    assert load_checkpoint(path)["iteration"] == 3
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt is missing"):
-        load_checkpoint(tmp_path / "checkpoint.pt", "cpu")
+        load_checkpoint(tmp_path / "checkpoint.pt")
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path):
@@ -44,14 +44,14 @@ def test_a_truncated_checkpoint_is_named(tmp_path):
     save_checkpoint(STATE, path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt is damaged"):
-        load_checkpoint(path, "cpu")
+        load_checkpoint(path)
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
     path = tmp_path / "checkpoint.pt"
     torch.save({"generator": MetricsLog(path)}, path)
     with pytest.raises(CheckpointError, match="damaged"):
-        load_checkpoint(path, "cpu")
+        load_checkpoint(path)
 
 
 def test_resuming_drops_what_was_logged_after_the_checkpoint_and_a_broken_line(tmp_path):
