@@ -7,7 +7,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 .PHONY: demo test lint wheel clean
 
 demo: $(VENV)/.all
-	$(BIN)/python -m agents.adagen --preset demo --out runs/demo
+	@if [ -f runs/demo/checkpoint.pt ]; then \
+		$(BIN)/python -m agents.adagen --resume runs/demo; \
+	else \
+		$(BIN)/python -m agents.adagen --preset demo --out runs/demo; \
+	fi
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
