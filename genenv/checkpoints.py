@@ -22,7 +22,7 @@ from genenv.models.digits_vq import DigitsVQ
 from genenv.models.maskgit import maskgit_digits
 
 DIGITS_PARTS: dict[str, Callable[[], nn.Module]] = {
-    "vq": lambda: DigitsVQ(width=32),
+    "vq": DigitsVQ,
     "maskgit": maskgit_digits,
     "discriminator": DigitsDiscriminator,
     "judge": lambda: DigitsClassifier(width=32),

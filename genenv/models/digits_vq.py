@@ -31,7 +31,7 @@ class DigitsVQ(nn.Module):
 
     codebook: Tensor
 
-    def __init__(self, width: int = 64, code_dim: int = 16, codebook_size: int = 128):
+    def __init__(self, width: int = 32, code_dim: int = 16, codebook_size: int = 128):
         super().__init__()
         self.codebook_size = codebook_size
         self.encoder = nn.Sequential(

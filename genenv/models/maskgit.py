@@ -158,11 +158,6 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def maskgit_l() -> MaskGITTransformer:
-    """Returns the architecture of the released MaskGIT-L of AdaGen (193.7 M parameters)."""
-    return MaskGITTransformer(grid_size=16, codebook_size=1024, embed_dim=768, depth=24, num_heads=8)
-
-
 def maskgit_digits(dropout: float = 0.0) -> MaskGITTransformer:
     """Returns the 0.5 M parameter generator of 4x4 digit tokens."""
     return MaskGITTransformer(

@@ -58,7 +58,7 @@ def train_tokenizer(
     """
     torch.manual_seed(seed)
     images, _ = digits()
-    model = DigitsVQ(width=32)
+    model = DigitsVQ()
     optimiser = torch.optim.AdamW(
         [*model.encoder.parameters(), *model.decoder.parameters()], lr=2e-3, weight_decay=1e-4
     )
