@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 
@@ -32,11 +33,14 @@ class ClassLabels:
         if isinstance(self.plan, str):
             kind, _, size = self.plan.partition(":")
             grouped = kind == "grouped" and size.isdecimal() and int(size) > 0
-            if not grouped and self.plan not in ("uniform", "cycle"):
-                raise ValueError(
-                    f"contexts must be 'uniform', 'cycle', 'grouped:G' or a list of labels, got {self.plan!r}"
-                )
+            known = grouped or self.plan in ("uniform", "cycle")
         else:
+            known = isinstance(self.plan, Sequence)
+        if not known:
+            raise ValueError(
+                f"contexts must be 'uniform', 'cycle', 'grouped:G' or a list of labels, got {self.plan!r}"
+            )
+        if not isinstance(self.plan, str):
             self.check(self.plan)
 
     def check(self, labels: Sequence[int]) -> None:
@@ -44,8 +48,8 @@ class ClassLabels:
         if len(labels) == 0:
             raise ValueError("contexts must name at least one label, got an empty list")
         for label in labels:
-            if not 0 <= int(label) < self.num_classes:
-                raise ValueError(f"context must be a label in 0..{self.num_classes - 1}, got {label}")
+            if not isinstance(label, Integral) or not 0 <= int(label) < self.num_classes:
+                raise ValueError(f"context must be a label in 0..{self.num_classes - 1}, got {label!r}")
 
     def draw(self, rng: BatchRng) -> Context:
         """Returns the labels (N,) int64 of an episode."""

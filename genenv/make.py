@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
@@ -19,13 +23,54 @@ from genenv.wrappers.vector import EMAActionSmoothing, TerminalReward
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def _is_a(*types: type) -> Callable[[Any], bool]:
+    """Returns the test for values of some types; a bool is no number."""
+    return lambda value: isinstance(value, types) and not isinstance(value, bool)
+
+
+def _are_names(value: Any) -> bool:
+    names = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    return value is None or (names and all(isinstance(name, str) for name in value))
+
+
+TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_envs": (_is_a(Integral), "a whole number of images, such as 64"),
+    "backbone": (_is_a(str), "a name or a folder, such as 'digits'"),
+    "num_steps": (_is_a(Integral), "a whole number of decisions, such as 4"),
+    "smoothing": (_is_a(Real), "a number in [0, 1); 0 does not smooth"),
+    "observe": (_are_names, "a list of names, such as ['tokens', 'step'], or None for the usual ones"),
+    "device": (_is_a(str, torch.device), "a name, such as 'cpu', 'cuda' or 'auto'"),
+}
+"""Keyword argument -> (what is legal, what it must be); the parts of an environment check what they receive."""
+
+
+def _checked(make: Callable[..., VectorEnv]) -> Callable[..., VectorEnv]:
+    """Turns a wrong name or type among the keyword arguments into a ValueError with the remedy."""
+    accepted = inspect.signature(make).parameters
+
+    @functools.wraps(make)
+    def checked(num_envs: int = 1, **kwargs) -> VectorEnv:
+        for name, value in {"num_envs": num_envs, **kwargs}.items():
+            if name not in accepted:
+                raise ValueError(
+                    f"keyword arguments must be among {', '.join(accepted)}, got {name}={value!r}"
+                )
+            legal, rule = TYPES.get(name, (None, ""))
+            if legal is not None and not legal(value):
+                raise ValueError(f"{name} must be {rule}, got {value!r}")
+        return make(num_envs, **kwargs)
+
+    return checked
+
+
+@_checked
 def vector(
     num_envs: int = 1,
     *,
     sampler: str,
     backbone: str,
     num_steps: int,
-    reward: str | Mapping[str, float] = "loo_fid",
+    reward: str | Mapping[str, float] = "none",
     smoothing: float = 0.0,
     observe: Sequence[str] | None = None,
     action_mode: str = "residual",
@@ -55,6 +100,9 @@ def vector(
         autoreset_mode: "SameStep", "NextStep" or "Disabled".
         render_mode: None, "rgb_array" or "human".
         compile: run the network through torch.compile.
+
+    Raises:
+        ValueError: if a keyword argument is unknown, or its value is not legal.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -91,7 +139,7 @@ def vector(
 
 def single(**kwargs) -> GenEnv:
     """Returns one environment in NumPy form, for `gymnasium.make`; the arguments are those of `vector`."""
-    for name, value in (("autoreset_mode", "Disabled"), ("output", "numpy")):
+    for name, value in (("autoreset_mode", "Disabled"), ("output", "numpy"), ("num_envs", 1)):
         if kwargs.get(name, value) != value:
             raise ValueError(f"gym.make has {name}={value!r} only, got {kwargs[name]!r}; use gym.make_vec")
         kwargs.pop(name, None)

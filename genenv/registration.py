@@ -11,6 +11,7 @@ IDS: dict[str, dict[str, Any]] = {
         "sampler": "genenv.envs.maskgit:make_sampler",
         "backbone": "digits",
         "num_steps": 4,
+        "reward": "adversarial",
     },
 }
 

@@ -224,15 +224,14 @@ class GenVectorEnv(VectorEnv):
         if labels is None:
             context = self.contexts.draw(self._rng)
         else:
-            given = torch.as_tensor(labels, device=self.device).reshape(-1)
-            if given.is_floating_point():
-                raise ValueError(f"options['context'] must hold integers, got {given.tolist()}")
+            labels = labels.cpu() if isinstance(labels, Tensor) else labels
+            given = np.asarray(labels).reshape(-1).tolist()
+            self.contexts.check(given)
             if len(given) not in (1, self.num_envs):
                 raise ValueError(
                     f"options['context'] must hold 1 or {self.num_envs} labels, got {len(given)}"
                 )
-            self.contexts.check(given.tolist())
-            context = given.expand(self.num_envs).clone()
+            context = torch.tensor(given, dtype=torch.int64, device=self.device).expand(self.num_envs).clone()
         with torch.no_grad():
             self._state = self.sampler.start(context, self._rng)
         self._step = 0

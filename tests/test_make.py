@@ -97,6 +97,26 @@ def test_a_reward_may_be_a_factory_of_any_module(monkeypatch):
         ({"smoothing": 1.0}, r"smoothing must be in \[0, 1\), got 1.0"),
         ({"smoothing": -0.1}, r"smoothing must be in \[0, 1\), got -0.1"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"reward": None}, "reward must be a name, .* got None; use reward='none' for no reward"),
+        ({"reward": ["loo_fid"]}, r"reward must be a name, .* got \['loo_fid'\]; use reward='none'"),
+        ({"reward": {"loo_fid": "1"}}, "the weight of reward 'loo_fid' must be a number, got '1'"),
+        (
+            {"reward": "math:nofn"},
+            "reward 'math:nofn' cannot be loaded: .*'nofn'; 'module:factory' must name",
+        ),
+        ({"reward": "nomodule:x"}, "reward 'nomodule:x' cannot be loaded: No module named 'nomodule'; "),
+        ({"contexts": 3}, "contexts must be 'uniform', 'cycle', 'grouped:G' or a list of labels, got 3"),
+        ({"contexts": [1.7]}, r"context must be a label in 0\.\.9, got 1\.7"),
+        ({"device": None}, "device must be a name, such as 'cpu', 'cuda' or 'auto', got None"),
+        ({"backbone": None}, "backbone must be a name or a folder, such as 'digits', got None"),
+        ({"num_steps": "4"}, "num_steps must be a whole number of decisions, such as 4, got '4'"),
+        ({"num_steps": 2.5}, "num_steps must be a whole number of decisions, such as 4, got 2.5"),
+        ({"num_steps": True}, "num_steps must be a whole number of decisions, such as 4, got True"),
+        ({"observe": "features"}, "observe must be a list of names, such as .* got 'features'"),
+        ({"observe": []}, r"observe must be a list of names, such as .* got \[\]"),
+        ({"observe": [3]}, r"observe must be a list of names, such as .* got \[3\]"),
+        ({"smoothing": None}, r"smoothing must be a number in \[0, 1\); 0 does not smooth, got None"),
+        ({"foo": 1}, "keyword arguments must be among num_envs, sampler, .* compile, got foo=1"),
     ],
 )
 def test_a_wrong_keyword_argument_is_refused(kwargs, message):
@@ -104,14 +124,23 @@ def test_a_wrong_keyword_argument_is_refused(kwargs, message):
         gym.make_vec(ENV_ID, num_envs=2, **kwargs)
 
 
-def test_an_empty_batch_is_refused():
+def test_a_wrong_number_of_images_is_refused():
     with pytest.raises(ValueError, match="num_envs must be at least 1, got 0"):
         gym.make_vec(ENV_ID, num_envs=0)
+    with pytest.raises(ValueError, match="num_envs must be a whole number of images, such as 64, got 2"):
+        gym.make_vec(ENV_ID, num_envs=2.0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("output", "torch"), ("autoreset_mode", "SameStep")])
+def test_a_single_environment_refuses_an_unknown_keyword_argument():
+    with pytest.raises(ValueError, match=r"keyword arguments must be among .*, got foo=1"):
+        gym.make(ENV_ID, foo=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("output", "torch"), ("autoreset_mode", "SameStep"), ("num_envs", 2)]
+)
 def test_a_single_environment_refuses_what_only_a_batch_has(name, value):
-    with pytest.raises(ValueError, match=f"gym.make has {name}=.* only, got '{value}'; use gym.make_vec"):
+    with pytest.raises(ValueError, match=f"gym.make has {name}=.* only, got {value!r}; use gym.make_vec"):
         gym.make(ENV_ID, **{name: value})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from numbers import Real
 
 from genenv.protocols import Reward
 from genenv.rewards.mixture import Mixture
@@ -23,12 +24,23 @@ def make_reward(spec: str | Mapping[str, float], backbone: str, device: str) -> 
         spec: "none", a name of `REWARDS`, "module:factory", or {name: weight} of several.
         backbone: whose images are judged.
         device: where the judges run.
+
+    Raises:
+        ValueError: if it describes no reward.
     """
+    if not isinstance(spec, str | Mapping):
+        raise ValueError(
+            "reward must be a name, 'module:factory' or a mapping such as {'loo_fid': 1.0}, "
+            f"got {spec!r}; use reward='none' for no reward"
+        )
     if spec == "none":
         return None
     weights = {spec: 1.0} if isinstance(spec, str) else dict(spec)
     if not weights:
         raise ValueError("reward must name at least one reward, got {}; use reward='none' for no reward")
+    for name, weight in weights.items():
+        if not isinstance(weight, Real):
+            raise ValueError(f"the weight of reward {name!r} must be a number, got {weight!r}")
     return Mixture({name: _make(name, backbone, device) for name in weights}, weights)
 
 
@@ -39,4 +51,10 @@ def _make(name: str, backbone: str, device: str) -> Reward:
         raise ValueError(
             f"reward must be one of none, {', '.join(REWARDS)} or 'module:factory', got {name!r}"
         )
-    return getattr(importlib.import_module(module), attribute)(backbone, device)
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"reward {name!r} cannot be loaded: {error}; 'module:factory' must name a function of a module"
+        ) from error
+    return factory(backbone, device)
