@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 import gymnasium as gym
 import torch
@@ -16,12 +17,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from scipy.stats import t as student
 from torch import Tensor
 
-import genenv
 from genenv.checkpoints import write_text
 from genenv.evaluation import HELD_OUT_SEED, Evaluator, held_out_seed
+from genenv.metrics.intervals import interval
 from genenv.protocols import Actor, Observation
 from genenv.rollout import run_episode, unwrapped
 from genenv.schedules import ScheduleParam
@@ -107,11 +107,6 @@ class Bench:
         self.task = task
         self.env_kwargs = dict(task.env_kwargs if env_kwargs is None else env_kwargs)
         self.evaluator = Evaluator(task.env_id, self.env_kwargs, task.num_images)
-
-    @property
-    def backbone(self) -> str:
-        """Whose images are judged."""
-        return self.env_kwargs.get("backbone", genenv.IDS[self.task.env_id]["backbone"])
 
     @property
     def params(self) -> tuple[ScheduleParam, ...]:
@@ -219,6 +214,18 @@ def progress_bar(description: str) -> Iterator[Report]:
         yield update
 
 
+class Arguments(Protocol):
+    """A command line that may ask for a file."""
+
+    @property
+    def out(self) -> Path | None:
+        """The file, None for none."""
+        ...
+
+
+ArgumentsT = TypeVar("ArgumentsT", bound=Arguments)
+
+
 def finish(results: Sequence[Result], out: Path | None) -> None:
     """Prints the table of the results and writes them where `out` says."""
     console = Console()
@@ -228,14 +235,44 @@ def finish(results: Sequence[Result], out: Path | None) -> None:
         write_results(out, results)
 
 
+def main(
+    arguments_type: type[ArgumentsT],
+    run: Callable[[ArgumentsT], Sequence[Result]],
+    description: str | None,
+    finish: Callable[[Sequence[Result], Path | None], None] = finish,
+) -> int:
+    """Runs a baseline's command and returns its exit status: 0, or 2 for a user's mistake, told in one line.
+
+    Args:
+        arguments_type: dataclass of the command line.
+        run: gives the results.
+        description: the module's docstring, for --help.
+        finish: what becomes of the results, given `out`.
+    """
+    try:
+        arguments = tyro.cli(arguments_type, description=description)
+        finish(run(arguments), arguments.out)
+    except (ValueError, OSError, ImportError, gym.error.Error) as error:
+        print(f"{Path(sys.argv[0]).stem}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """Writes results as JSON, whole or not at all."""
     write_text(path, json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n")
 
 
 def read_results(path: Path) -> list[Result]:
-    """Returns the results that `write_results` wrote."""
-    return [Result(**entry) for entry in json.loads(path.read_text())]
+    """Returns the results that `write_results` wrote.
+
+    Raises:
+        ValueError: if the file holds anything else.
+    """
+    try:
+        return [Result(**entry) for entry in json.loads(path.read_text())]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} must hold the results of a baseline, got {error}") from None
 
 
 def table_of(results: Sequence[Result]) -> Table:
@@ -248,12 +285,3 @@ def table_of(results: Sequence[Result]) -> Table:
         seconds = sum(row.seconds for row in rows) / len(rows)
         table.add_row(method, *cells, f"{images:,.0f}", f"{seconds:.0f}")
     return table
-
-
-def interval(values: Sequence[float]) -> str:
-    """Returns "mean +- half-width" of the 95 % t interval; the mean alone for a single value."""
-    sample = torch.tensor(values, dtype=torch.float64)
-    if len(sample) == 1:
-        return f"{sample.item():.3f}"
-    half_width = student.ppf(0.975, len(sample) - 1) * sample.std().item() / len(sample) ** 0.5
-    return f"{sample.mean().item():.3f} ± {half_width:.3f}"

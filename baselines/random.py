@@ -5,12 +5,13 @@ python -m baselines.random --env-id AdaGen/MaskGIT-v0 --seeds 3 --out random.jso
 
 from __future__ import annotations
 
+import sys
+
 import torch
-import tyro
 from gymnasium import spaces
 from torch import Tensor
 
-from baselines.common import Bench, Result, Task, finish
+from baselines.common import Bench, Result, Task, main
 from genenv.protocols import Actor, Observation
 
 
@@ -36,5 +37,4 @@ def run(task: Task) -> list[Result]:
 
 
 if __name__ == "__main__":
-    task = tyro.cli(Task, description=__doc__)
-    finish(run(task), task.out)
+    sys.exit(main(Task, run, __doc__))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
-from baselines.common import Bench, Result, Task, finish
+from baselines.common import Bench, Result, Task, main
 from genenv.integrations.sb3 import GenVecEnv
 from genenv.protocols import Actor, Observation
 from genenv.rollout import unwrapped
@@ -158,5 +158,4 @@ def run(config: Config) -> list[Result]:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    finish(run(config), config.out)
+    sys.exit(main(Config, run, __doc__))

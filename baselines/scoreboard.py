@@ -6,14 +6,16 @@ python -m baselines.scoreboard runs/static.json runs/search.json runs/adagen-*/s
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from baselines.common import METRICS, Result, interval, read_results
+from baselines.common import METRICS, Result, main, read_results
 from genenv.checkpoints import write_text
+from genenv.metrics.intervals import interval
 
 
 @dataclass(frozen=True)
@@ -27,21 +29,54 @@ class Arguments:
 
 
 def read(path: Path) -> list[Result]:
-    """Returns the results of a baseline's file, or the learned policy of a run's `summary.json`."""
+    """Returns the results of a baseline's file, or the learned policy of a run's `summary.json`.
+
+    Raises:
+        ValueError: if the file holds neither.
+    """
     if path.name != "summary.json":
         return read_results(path)
     summary = json.loads(path.read_text())
-    learned = dict(summary["rows"][-1])
-    name, images = learned.pop("name"), learned.pop("images")
-    agent = summary["command"].split("agents.")[-1].split()[0]
-    method = f"{agent}, {name} for each image"
-    return [Result(method, summary["env_id"], {}, summary["seed"], learned, images, summary["seconds"], {})]
+    try:
+        learned = dict(summary["rows"][-1])
+        method, images = f"{summary['agent']}, {learned.pop('name')}", learned.pop("images")
+        return [
+            Result(method, summary["env_id"], {}, summary["seed"], learned, images, summary["seconds"], {})
+        ]
+    except KeyError as error:
+        raise ValueError(f"{path} must be the summary of a run, but it has no {error}; train again") from None
+
+
+def collect(arguments: Arguments) -> list[Result]:
+    """Returns the results of all files.
+
+    Raises:
+        ValueError: if two of them are the same repetition of a method, whose mean over configurations says nothing.
+    """
+    results, origins = [], {}
+    for path in arguments.files:
+        for result in read(path):
+            key = (result.method, result.env_id, result.seed)
+            if key in origins:
+                raise ValueError(
+                    f"{origins[key]} and {path} both hold {result.method!r} with seed {result.seed} on "
+                    f"{result.env_id}; pass the runs of one configuration"
+                )
+            origins[key] = path
+            results.append(result)
+    return results
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """Returns a table with a row for each method, best FID last: mean and 95 % t interval over its repetitions."""
-    methods = dict.fromkeys(result.method for result in results)
-    grouped = {method: [r for r in results if r.method == method] for method in methods}
+    """Returns a table with a row for each method, best FID last: mean and 95 % t interval over its repetitions.
+
+    Where there are several environments, a method has a row for each.
+    """
+    several = len({result.env_id for result in results}) > 1
+    grouped: dict[str, list[Result]] = {}
+    for result in results:
+        name = f"{result.method} on {result.env_id}" if several else result.method
+        grouped.setdefault(name, []).append(result)
     grouped = dict(sorted(grouped.items(), key=lambda item: -_mean([r.metrics["fid"] for r in item[1]])))
     lines = [
         "| method | " + " | ".join(METRICS) + " | images to find it | seconds | seeds |",
@@ -58,13 +93,13 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def main(arguments: Arguments) -> None:
-    """Prints the table and writes it."""
-    text = markdown([result for path in arguments.files for result in read(path)])
+def finish(results: Sequence[Result], out: Path | None) -> None:
+    """Prints the table and writes it where `out` says."""
+    text = markdown(results)
     print(text)
-    if arguments.out is not None:
-        write_text(arguments.out, text)
+    if out is not None:
+        write_text(out, text)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    sys.exit(main(Arguments, collect, __doc__, finish))

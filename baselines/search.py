@@ -5,6 +5,7 @@ python -m baselines.search --env-id AdaGen/MaskGIT-v0 --seeds 3 --out search.jso
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from baselines.common import (
@@ -22,7 +22,7 @@ from baselines.common import (
     Result,
     StaticSchedules,
     Task,
-    finish,
+    main,
     progress_bar,
     schedule_actor,
     static_kwargs,
@@ -43,16 +43,16 @@ class Config(Task):
 
     budget: int = 200_000
     """Images of a repetition, the final choice included."""
-    images_per_candidate: int = 512
+    images_per_candidate: int = 192
     """Images that judge a schedule during the search."""
-    popsize: int = 16
+    popsize: int = 12
     """Schedules of a generation."""
-    sigma: float = 0.3
+    sigma: float = 0.5
     """First standard deviation of the search, in unit actions."""
     objective: Literal["reward_features", "judge"] = "reward_features"
     """Whose features give the FID: a network that no held-out metric uses, or the held-out judge itself (the
     strongest search, over-informed)."""
-    tuning_images: int = 2000
+    tuning_images: int = 1000
     """Images for each finalist of the final choice."""
     batch_size: int = 512
     """Images at once."""
@@ -134,14 +134,8 @@ def search(
     """Returns the schedule (T, A) found, in physical units, and the images it took.
 
     The T * A numbers of a candidate are residual actions. All candidates of a generation get the same seeds and
-    every generation new ones.
-
-    Raises:
-        ValueError: if the budget pays for no generation.
+    every generation new ones. There must be a budget for at least one.
     """
-    if config.generations < 1:
-        least = 2 * config.tuning_images + config.popsize * config.images_per_candidate
-        raise ValueError(f"budget must be at least {least} images for one generation, got {config.budget}")
     params = generate.params
     decoder, horizon = ActionDecoder(params), len(params[0].static)
     generator = np.random.default_rng(seed)
@@ -168,11 +162,18 @@ def search(
 
 
 def run(config: Config) -> list[Result]:
-    """Returns the results of the repetitions."""
+    """Returns the results of the repetitions.
+
+    Raises:
+        ValueError: if the budget pays for no generation.
+    """
+    if config.generations < 1:
+        least = 2 * config.tuning_images + config.popsize * config.images_per_candidate
+        raise ValueError(f"budget must be at least {least} images for one generation, got {config.budget}")
     bench = Bench(config, static_kwargs(config.env_kwargs))
     generate = StaticSchedules(config.env_id, config.env_kwargs, config.batch_size)
     judge = bench.evaluator.judge
-    score = judge.fid if config.objective == "judge" else RewardFeatureDistance(bench.backbone)
+    score = judge.fid if config.objective == "judge" else RewardFeatureDistance(bench.evaluator.backbone)
     results = []
     for seed in range(config.seeds):
         started = time.perf_counter()
@@ -185,5 +186,4 @@ def run(config: Config) -> list[Result]:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    finish(run(config), config.out)
+    sys.exit(main(Config, run, __doc__))

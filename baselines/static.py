@@ -5,12 +5,12 @@ python -m baselines.static --env-id AdaGen/MaskGIT-v0 --seeds 3 --out static.jso
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import tyro
 from torch import Tensor
 
 from baselines.common import (
@@ -19,8 +19,8 @@ from baselines.common import (
     Result,
     StaticSchedules,
     Task,
-    finish,
     handcrafted,
+    main,
     progress_bar,
     schedule_actor,
     static_kwargs,
@@ -45,6 +45,8 @@ class Config(Task):
     @property
     def grid(self) -> list[float]:
         """The values 0, step ... largest."""
+        if not self.step > 0:
+            raise ValueError(f"step must be above 0, got {self.step}")
         return [self.step * i for i in range(int(self.largest / self.step + 1e-9) + 1)]
 
 
@@ -110,5 +112,4 @@ def run(config: Config) -> list[Result]:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    finish(run(config), config.out)
+    sys.exit(main(Config, run, __doc__))

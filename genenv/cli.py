@@ -7,7 +7,8 @@ import dataclasses
 import importlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = zoo.add_parser("build", help="train the networks of a backbone")
     sub.set_defaults(run=_zoo_build)
     sub.add_argument("backbone", choices=["digits"])
-    sub.add_argument("--out", type=Path, help="folder to write to (default: the installed package's own)")
+    default = Path("zoo/digits")
+    sub.add_argument("--out", type=Path, default=default, help=f"folder to write to (default {default})")
     sub.add_argument("--only", metavar="PART", help="train this network alone")
 
     sub = command("report", _report, "Write report.html of a training run.")
@@ -122,6 +124,7 @@ def _check(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from genenv.checkpoints import write_text
     from genenv.evaluation import Evaluator, held_out_seed
+    from genenv.metrics.intervals import interval
 
     if options.seeds < 1:
         raise CommandError(f"--seeds must be at least 1, got {options.seeds}")
@@ -138,7 +141,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
         actor = static_actor(evaluator.env)
     runs = [evaluator(actor, held_out_seed(k, options.num_images)).metrics for k in range(options.seeds)]
-    _print_table([("metric", "mean", "95 % interval"), *(_interval(name, runs) for name in runs[0])])
+    rows = [(name, interval([run[name] for run in runs])) for name in runs[0]]
+    _print_table([("metric", "mean" if len(runs) == 1 else "mean and 95 % interval"), *rows])
     if options.json:
         write_text(options.json, json.dumps(runs, indent=2) + "\n")
     return 0
@@ -195,11 +199,26 @@ def _play(options: argparse.Namespace) -> int:
 
 
 def _zoo_build(options: argparse.Namespace) -> int:
-    from genenv.checkpoints import backbone_folder
     from genenv.zoo import digits
 
-    digits.build(options.out or backbone_folder("digits"), options.only)
+    out = options.out.absolute()  # a folder called "digits" is not the shipped backbone
+    digits.build(out, options.only, progress=_progress_lines())
+    print(options.out)
     return 0
+
+
+def _progress_lines(seconds: float = 5.0) -> Callable[[str, int, int, float], None]:
+    """Returns what prints a part's progress at its first and last step, and every few seconds between."""
+    printed = 0.0
+
+    def report(part: str, step: int, num_steps: int, loss: float) -> None:
+        nonlocal printed
+        now = time.monotonic()
+        if step in (1, num_steps) or now - printed >= seconds:
+            print(f"{part}: step {step} of {num_steps}, loss {loss:.4f}", flush=True)
+            printed = now
+
+    return report
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -236,18 +255,6 @@ def _load(path: str) -> Any:
         raise CommandError(f"--policy: module {module} has no {attribute!r}") from None
     finally:
         sys.path.remove("")
-
-
-def _interval(name: str, runs: list[dict[str, float]]) -> tuple[str, str, str]:
-    """Returns a row: the mean over the runs, and the 95 % interval of Student's t where there are several."""
-    from scipy import stats
-
-    values = [run[name] for run in runs]
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return name, f"{mean:.4f}", "-"
-    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
-    return name, f"{mean:.4f}", f"{mean - half:.4f} ... {mean + half:.4f}"
 
 
 def _print_table(rows: Iterable[tuple[str, ...]], indent: int = 0) -> None:

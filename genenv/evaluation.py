@@ -39,10 +39,13 @@ class Evaluator:
     """Plays policies on held-out seeds and judges the images; keeps its environment and judge between calls.
 
     Args:
-        env_id: a registered id.
+        env_id: a registered id, with or without the prefix "genenv:".
         env_kwargs: what the policy was trained with; contexts, reward and autoreset are set here.
         num_images: images for each evaluation.
         batch_size: images at once.
+
+    Raises:
+        ValueError: if there is no such id.
     """
 
     def __init__(
@@ -52,11 +55,15 @@ class Evaluator:
         num_images: int = 2000,
         batch_size: int = 250,
     ):
-        kwargs = dict(genenv.IDS[env_id]) | dict(env_kwargs or {})
+        name = env_id.removeprefix("genenv:")
+        if name not in genenv.IDS:
+            raise ValueError(f"env_id must be one of {', '.join(genenv.IDS)}, got {env_id!r}")
+        kwargs = dict(genenv.IDS[name]) | dict(env_kwargs or {})
         kwargs |= {"contexts": "cycle", "reward": "none", "autoreset_mode": "Disabled", "output": "torch"}
         self.num_images = num_images
+        self.backbone: str = kwargs["backbone"]
         self.env = gym.make_vec(env_id, num_envs=min(batch_size, num_images), **kwargs)
-        self.judge = Judge(kwargs["backbone"])
+        self.judge = Judge(self.backbone)
 
     def __call__(self, actor: Actor, seed: int = HELD_OUT_SEED) -> Evaluation:
         """Returns the evaluation of an actor on the seeds seed ... seed + num_images - 1."""

@@ -56,7 +56,7 @@ def test_evaluate_measures_the_hand_crafted_schedule_and_a_policy(capsys, monkey
     assert cli.main([*command, "--num-steps", "2", "--seeds", "2", "--json", str(static)]) == 0
     shown = capsys.readouterr().out
     assert "fid" in shown
-    assert "..." in shown  # an interval
+    assert "±" in shown  # an interval
     loader = ["--policy", "still:load_still_policy", "--run", str(tmp_path)]
     assert cli.main([*command, *loader, "--json", str(policy)]) == 0
     assert (tmp_path / "loaded").is_file()
@@ -97,12 +97,29 @@ def test_play_draws_the_hand_crafted_schedule(capsys, monkeypatch, tmp_path):
     assert capsys.readouterr().out == f"{out}\n"
 
 
-@pytest.mark.parametrize(("only", "expected"), [([], None), (["--only", "vq"], "vq")])
-def test_zoo_build_calls_the_recipe(monkeypatch, tmp_path, only, expected):
+@pytest.mark.parametrize(
+    ("options", "folder", "only"),
+    [("", "zoo/digits", None), ("--out digits", "digits", None), ("--only vq", "zoo/digits", "vq")],
+)
+def test_zoo_build_works_in_the_current_folder_and_shows_its_progress(
+    monkeypatch, tmp_path, capsys, options, folder, only
+):
     calls = []
-    monkeypatch.setattr("genenv.zoo.digits.build", lambda out, only: calls.append((out, only)), raising=False)
-    assert cli.main(["zoo", "build", "digits", "--out", str(tmp_path), *only]) == 0
-    assert calls == [(tmp_path, expected)]
+
+    def build(out, only, progress):
+        calls.append((out, only))
+        for step in (1, 2, 3):
+            progress("vq", step, 3, 0.5 / step)
+
+    monkeypatch.setattr("genenv.zoo.digits.build", build)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["zoo", "build", "digits", *options.split()]) == 0
+    assert calls == [(tmp_path / folder, only)]
+    assert capsys.readouterr().out.splitlines() == [
+        "vq: step 1 of 3, loss 0.5000",
+        "vq: step 3 of 3, loss 0.1667",
+        folder,
+    ]
 
 
 def test_report_calls_the_writer(monkeypatch, tmp_path):

@@ -1,16 +1,19 @@
 import dataclasses
 import io
 
+import gymnasium as gym
 import pytest
 import torch
 from rich.console import Console
 
+from baselines import search, static
 from baselines.common import (
     Result,
     StaticSchedules,
+    Task,
     handcrafted,
     held_out_seed,
-    interval,
+    main,
     parse_json,
     read_results,
     schedule_actor,
@@ -48,8 +51,43 @@ def test_the_table_has_a_row_for_each_method():
     assert "±" not in lines[1]
 
 
-def test_the_interval_is_students():
-    assert interval([1.0, 2.0, 3.0]) == "2.000 ± 2.484"  # t_{0.975, 2} = 4.3027, times 1 / sqrt(3)
+@pytest.mark.parametrize("text", ["[{}]", "3", "{"])
+def test_a_file_without_results_is_refused(tmp_path, text):
+    (tmp_path / "other.json").write_text(text)
+    with pytest.raises(ValueError, match=r"other\.json must hold the results of a baseline, got "):
+        read_results(tmp_path / "other.json")
+
+
+def test_a_command_hands_its_results_and_its_file_on(monkeypatch, tmp_path):
+    handed = []
+    monkeypatch.setattr("sys.argv", ["static", "--seeds", "2", "--out", str(tmp_path / "x.json")])
+    finish = lambda results, out: handed.append((results, out))  # noqa: E731
+    assert main(Task, lambda task: [RESULT] * task.seeds, "Help.", finish) == 0
+    assert handed == [([RESULT, RESULT], tmp_path / "x.json")]
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (static, "--env-id Foo", "static: env_id must be one of AdaGen/MaskGIT-v0, got 'Foo'"),
+        (static, "--step 0", "static: step must be above 0, got 0.0"),
+        (search, "--budget 10", "search: budget must be at least 4304 images for one generation, got 10"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_two(monkeypatch, capsys, module, options, message):
+    monkeypatch.setattr("sys.argv", [module.__file__, *options.split()])
+    assert main(module.Config, module.run, module.__doc__) == 2
+    assert capsys.readouterr().err.split("\n") == [message, ""]
+
+
+@pytest.mark.parametrize("error", [OSError, ImportError, gym.error.Error])
+def test_every_expected_error_is_one_line(monkeypatch, capsys, error):
+    def run(task):
+        raise error("two\nlines")
+
+    monkeypatch.setattr("sys.argv", ["x.py"])
+    assert main(Task, run, None) == 2
+    assert capsys.readouterr().err == "x: two lines\n"
 
 
 def test_no_two_repetitions_share_a_seed_and_tuning_shares_none_with_the_evaluation():
