@@ -88,7 +88,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, damaged, or differs from the manifest.
     """
-    remedy = "reinstall genenv, or rebuild it with `genenv zoo build digits`"
+    remedy = "reinstall genenv, or rebuild the folder with `genenv zoo build digits --out FOLDER`"
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; {remedy}")
     manifest = path.parent / MANIFEST

@@ -42,8 +42,9 @@ def philox4x32(counter: Tensor, key: Tensor, rounds: int = 10) -> Tensor:
 class BatchRng:
     """N independent random streams that are drawn from together.
 
-    A stream is a pair (seed, episode); its numbers depend on nothing else, so image i is the same in every batch and
-    on every device. `step` says which decision is drawing, so that an old state can be advanced again with the same
+    A stream is a pair (seed, episode); its numbers depend on nothing else and are the same in every batch and on every
+    device. Images follow them up to the rounding of the network's matrix products, which may differ with the batch
+    and the device. `step` says which decision is drawing, so that an old state can be advanced again with the same
     numbers. Two draws of one step must carry different `purpose`s.
 
     Attributes:

@@ -29,10 +29,11 @@ EXACT_IN_FLOAT32 = 2**24
 class GenVecEnv(VecEnv):
     """All images of a vector environment as the environments of one SB3 `VecEnv`.
 
-    A step copies once from the device: the observation and the reward travel as one float32 tensor, at the end of an
-    episode together with the finished observation and the reward's components. The infos are empty until then; at
-    the end each holds `terminal_observation`, `episode` (`r`, `l`, `t`), `TimeLimit.truncated` (never) and the
-    components `reward/<name>`.
+    A step makes one copy of arrays from the device: the observation and the reward travel as one float32 tensor, at
+    the end of an episode together with the finished observation and the reward's components. The check of the actions
+    and a sampler's test for guidance may wait for the device besides. The infos are empty until then; at the end each
+    holds `terminal_observation`, `episode` (`r`, `l`, `t`), `TimeLimit.truncated` (never) and the components
+    `reward/<name>`.
 
         env = GenVecEnv(gym.make_vec("AdaGen/MaskGIT-v0", num_envs=64))
         PPO("MultiInputPolicy", env, n_steps=32).learn(100_000)
