@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import gymnasium as gym
 import torch
@@ -22,6 +24,7 @@ from genenv.rewards.adversarial import AdversarialReward
 from genenv.rollout import run_episode
 from genenv.zoo.card import write_card
 
+Model = TypeVar("Model", bound=nn.Module)
 Progress = Callable[[int, int, float], None]
 """Called as progress(step, num_steps, loss)."""
 
@@ -29,7 +32,7 @@ Progress = Callable[[int, int, float], None]
 class WeightAverage:
     """Exponential moving average of a network's parameters, the weights that are shipped."""
 
-    def __init__(self, model: nn.Module, decay: float = 0.999):
+    def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
@@ -48,6 +51,32 @@ def _cosine(optimiser: torch.optim.Optimizer, num_steps: int, warmup: int = 100)
     return torch.optim.lr_scheduler.SequentialLR(optimiser, [rise, decay], [warmup])
 
 
+def _fit(
+    model: Model,
+    optimiser: torch.optim.Optimizer,
+    loss_of: Callable[[int], Tensor],
+    num_steps: int,
+    average_decay: float,
+    progress: Progress | None,
+    max_gradient: float = math.inf,
+) -> Model:
+    """Minimises loss_of(step) and returns the model with its averaged weights, frozen."""
+    schedule = _cosine(optimiser, num_steps)
+    average = WeightAverage(model, average_decay)
+    for step in range(num_steps):
+        loss = loss_of(step)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), max_gradient)
+        optimiser.step()
+        schedule.step()
+        average.update(model, step)
+        if progress is not None:
+            progress(step + 1, num_steps, loss.item())
+    model.load_state_dict(average.average)
+    return model.eval().requires_grad_(False)
+
+
 def train_tokenizer(
     seed: int = 0, num_steps: int = 4000, batch_size: int = 256, progress: Progress | None = None
 ) -> DigitsVQ:
@@ -62,12 +91,11 @@ def train_tokenizer(
     optimiser = torch.optim.AdamW(
         [*model.encoder.parameters(), *model.decoder.parameters()], lr=2e-3, weight_decay=1e-4
     )
-    schedule = _cosine(optimiser, num_steps)
-    average = WeightAverage(model, 0.995)
     size = model.codebook_size
     usage, sums = torch.zeros(size), torch.zeros_like(model.codebook)
     warm_start, last_revival = num_steps // 10, num_steps * 3 // 4
-    for step in range(num_steps):
+
+    def loss_of(step: int) -> Tensor:
         batch = images[torch.randint(len(images), (batch_size,))]
         latents = model.latents(batch)
         loss = torch.zeros(())
@@ -90,16 +118,9 @@ def train_tokenizer(
             chosen = model.codebook[codes].view_as(latents)
             loss = 0.25 * F.mse_loss(latents, chosen)
             quantised = latents + (chosen - latents).detach()
-        loss = loss + 4 * F.mse_loss(model.decode_latents(quantised), batch)  # x4: pixels in [-1, 1]
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        average.update(model, step)
-        if progress is not None:
-            progress(step + 1, num_steps, loss.item())
-    model.load_state_dict(average.average)
-    return model.eval().requires_grad_(False)
+        return loss + 4 * F.mse_loss(model.decode_latents(quantised), batch)  # x4: pixels in [-1, 1]
+
+    return _fit(model, optimiser, loss_of, num_steps, 0.995, progress)
 
 
 def train_maskgit(
@@ -119,9 +140,8 @@ def train_maskgit(
     tokens = tokenizer.encode(images).flatten(1)  # (1797, 16)
     model = maskgit_digits(dropout=0.1)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.96), weight_decay=0.03)
-    schedule = _cosine(optimiser, num_steps)
-    average = WeightAverage(model)
-    for step in range(num_steps):
+
+    def loss_of(step: int) -> Tensor:
         index = torch.randint(len(tokens), (batch_size,))
         target, label = tokens[index], labels[index].clone()
         label[torch.rand(batch_size) < label_dropout] = model.num_classes
@@ -129,17 +149,9 @@ def train_maskgit(
         rank = torch.rand(target.shape).argsort(1).argsort(1)
         masked = rank < (ratio * target.shape[1]).ceil().clamp(min=1)
         logits, _ = model(target.masked_fill(masked, model.codebook_size), label)
-        loss = F.cross_entropy(logits[masked], target[masked])
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        average.update(model, step)
-        if progress is not None:
-            progress(step + 1, num_steps, loss.item())
-    model.load_state_dict(average.average)
-    return model.eval().requires_grad_(False)
+        return F.cross_entropy(logits[masked], target[masked])
+
+    return _fit(model, optimiser, loss_of, num_steps, 0.999, progress, max_gradient=1.0)
 
 
 def _augment(images: Tensor) -> Tensor:
@@ -174,23 +186,15 @@ def train_classifier(
     model = DigitsClassifier(width=width)
     decoder = nn.Linear(model.feature_dim, images[0].numel())
     optimiser = torch.optim.AdamW([*model.parameters(), *decoder.parameters()], lr=2e-3, weight_decay=0.05)
-    schedule = _cosine(optimiser, num_steps)
-    average = WeightAverage(model, 0.995)
-    for step in range(num_steps):
+
+    def loss_of(step: int) -> Tensor:
         index = torch.randint(len(images), (batch_size,))
         batch = _augment(images[index])
         features = model.features(batch + 0.05 * torch.randn(batch.shape))
         loss = F.cross_entropy(model.head(features), labels[index], label_smoothing=0.05)
-        loss = loss + 400 * F.mse_loss(decoder(features), batch.flatten(1))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        average.update(model, step)
-        if progress is not None:
-            progress(step + 1, num_steps, loss.item())
-    model.load_state_dict(average.average)
-    return model.eval().requires_grad_(False)
+        return loss + 400 * F.mse_loss(decoder(features), batch.flatten(1))
+
+    return _fit(model, optimiser, loss_of, num_steps, 0.995, progress)
 
 
 def train_discriminator(
