@@ -435,6 +435,13 @@ def train(config: Config, out: Path, resume: bool = False) -> RunResult:
             if last or trainer.iteration % config.eval_interval == 0:
                 held_out = evaluator(torch.no_grad()(trainer.act), first).metrics
                 record |= {f"held_out/{name}": value for name, value in held_out.items()}
+                if not CONSOLE.is_terminal:  # a log file gets lines instead of the bar
+                    CONSOLE.print(
+                        f"iteration {trainer.iteration} of {config.num_iterations}: held-out FID "
+                        f"{held_out['fid']:.2f}, recall {held_out['recall']:.3f}, accuracy {held_out['accuracy']:.1%}",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
             log.append(record)
             for name, value in record.items():
                 writer.add_scalar(name, value, trainer.iteration)
@@ -623,8 +630,8 @@ def print_result(result: RunResult) -> None:
     for name, evaluation in (("hand-crafted", result.handcrafted), ("learned", result.learned)):
         table.add_row(name, *(f"{evaluation.metrics[column]:.3f}" for column in columns))
     CONSOLE.print(table)
-    CONSOLE.print(result.verdict, highlight=False)
-    CONSOLE.print(f"report: {result.out / 'report.html'}", highlight=False)
+    CONSOLE.print(result.verdict, highlight=False, soft_wrap=True)
+    CONSOLE.print(f"report: {result.out / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -202,7 +202,8 @@ def train_discriminator(
 ) -> DigitsDiscriminator:
     """Returns a discriminator of real digits and MaskGIT's under random schedules, for the frozen adversarial reward.
 
-    The schedules are uniform over the action box, so that it has seen what a policy may try.
+    The schedules are uniform over the action box, so that it has seen what a policy may try. Noise, blank images and
+    digits of another label are among the fakes as well.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -224,7 +225,14 @@ def train_discriminator(
     fakes, labels = torch.cat(images), torch.cat(context)
     for step in range(num_steps):
         index = torch.randint(len(fakes), (256,), generator=generator)
-        loss = reward.loss(fakes[index], real_like(labels[index], generator), labels[index])
+        label = labels[index]
+        fake, real = fakes[index], real_like(label, generator)
+        # Schedules draw neither of these, but a judge of digits must know them: an eighth each.
+        fake[:32] = torch.rand(fake[:32].shape, generator=generator)
+        fake[32:64] = 0
+        other = torch.randint(1, 10, (32,), generator=generator)
+        fake[64:96] = real_like((label[64:96] + other) % 10, generator)
+        loss = reward.loss(fake, real, label)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

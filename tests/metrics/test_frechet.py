@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
+from genenv.metrics.frechet import frechet_distance, moments
+
+
+def features(n, dim=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
+    return torch.randn(n, dim, generator=generator, dtype=torch.float64) @ mixing + seed
+
+
+def test_moments_are_the_mean_and_the_unbiased_covariance():
+    mean, covariance = moments(torch.tensor([[0.0, 1.0], [2.0, 5.0]]))
+    assert mean.tolist() == [1.0, 3.0]
+    assert covariance.tolist() == [[2.0, 4.0], [4.0, 8.0]]
+    assert mean.dtype == covariance.dtype == torch.float64
+
+
+def test_gaussians_with_diagonal_covariances_have_a_closed_form():
+    mean1, mean2 = torch.tensor([0.0, 1.0, -2.0]), torch.tensor([0.5, 3.0, -2.0])
+    std1, std2 = torch.tensor([1.0, 2.0, 0.1]), torch.tensor([3.0, 2.0, 0.4])
+    found = frechet_distance(mean1, std1.square().diag(), mean2, std2.square().diag())
+    assert found == pytest.approx(0.25 + 4.0 + 4.0 + 0.0 + 0.09, rel=1e-6)
+
+
+def test_a_gaussian_is_no_distance_from_itself():
+    one = moments(features(50))
+    assert frechet_distance(*one, *one) == pytest.approx(0.0, abs=1e-10)
+
+
+def test_the_distance_is_symmetric():
+    one, other = moments(features(50)), moments(features(70, seed=1))
+    assert frechet_distance(*one, *other) == pytest.approx(frechet_distance(*other, *one), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_distance_is_that_of_torch_fidelity(seed):
+    one, other = features(200), features(300, seed=seed)
+    statistics = (fid_features_to_statistics(x) for x in (one, other))
+    expected = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+    assert frechet_distance(*moments(one), *moments(other)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_singular_covariances_have_a_distance():
+    one = torch.tensor(
+        [[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64
+    )  # std 1 along both axes, wholly correlated
+    point = torch.zeros(2, 2)
+    mean = torch.zeros(2)
+    assert frechet_distance(mean, one, mean, point) == pytest.approx(2.0, abs=1e-6)
+    assert frechet_distance(mean, one, mean, 4 * one) == pytest.approx(
+        2.0, abs=1e-6
+    )  # sqrt(2), twice as long
+    few = moments(features(4, dim=10))  # rank 3
+    assert frechet_distance(*few, *few) == pytest.approx(0.0, abs=1e-5)

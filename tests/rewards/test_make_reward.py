@@ -1,0 +1,122 @@
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from genenv.rewards import REWARDS, make_reward
+from genenv.rewards.adversarial import AdversarialReward
+from genenv.rewards.classifier import ClassifierReward
+from genenv.rewards.loo_fid import LeaveOneOutFID
+from genenv.wrappers import TerminalReward
+from genenv.wrappers.vector import TerminalReward as VectorTerminalReward
+
+ENV_ID = "AdaGen/MaskGIT-v0"
+TYPES = {"adversarial": AdversarialReward, "classifier": ClassifierReward, "loo_fid": LeaveOneOutFID}
+WEIGHTS = {"loo_fid": 0.5, "classifier": 2.0}
+
+
+def brightness(backbone, device):
+    assert (backbone, device) == ("digits", "cpu")
+    return lambda images, context: images.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_name_makes_its_reward(name):
+    mixture = make_reward(name, "digits", "cpu")
+    assert type(mixture.rewards[name]) is TYPES[name]
+    assert mixture.weights == {name: 1.0}
+    assert mixture.rewards[name].name == name
+    paid = mixture(torch.rand(4, 1, 8, 8), torch.arange(4))
+    assert paid.shape == (4,)
+    assert paid.dtype == torch.float32
+
+
+def test_none_is_no_reward():
+    assert make_reward("none", "digits", "cpu") is None
+
+
+def test_a_mapping_weighs_its_rewards():
+    mixture = make_reward(WEIGHTS, "digits", "cpu")
+    assert mixture.weights == WEIGHTS
+    total, parts = mixture.judge(torch.rand(4, 1, 8, 8), torch.arange(4))
+    torch.testing.assert_close(total, 0.5 * parts["loo_fid"] + 2 * parts["classifier"])
+
+
+def test_a_path_names_a_factory(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_rewards", sys.modules[__name__])
+    images = torch.rand(4, 1, 8, 8)
+    paid = make_reward("my_rewards:brightness", "digits", "cpu")(images, torch.arange(4))
+    torch.testing.assert_close(paid, images.mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("clip", "reward must be one of none, adversarial, .* or 'module:factory', got 'clip'"),
+        ({"loo_fid": 1.0, "clip": 1.0}, "reward must be one of .*, got 'clip'"),
+        ({}, "reward must name at least one reward, got {}; use reward='none'"),
+    ],
+)
+def test_what_describes_no_reward_is_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        make_reward(spec, "digits", "cpu")
+
+
+def play(env, actions, seed=None):
+    """Returns the rewards of an episode's steps and the last info."""
+    env.reset(seed=seed)
+    paid = []
+    for _ in range(4):
+        _, reward, _, _, info = env.step(actions)
+        paid.append(reward)
+    return paid, info.get("final_info", info)
+
+
+VECTOR = {
+    "keyword": lambda: gym.make_vec(ENV_ID, num_envs=6, reward=WEIGHTS),
+    "wrapper": lambda: VectorTerminalReward(
+        gym.make_vec(ENV_ID, num_envs=6, reward="none"), make_reward(WEIGHTS, "digits", "cpu")
+    ),
+}
+SINGLE = {
+    "keyword": lambda: gym.make(ENV_ID, reward=WEIGHTS),
+    "wrapper": lambda: TerminalReward(gym.make(ENV_ID, reward="none"), make_reward(WEIGHTS, "digits", "cpu")),
+}
+
+
+@pytest.mark.parametrize("form", VECTOR)
+def test_images_are_paid_once_and_again_the_same_for_their_seed(form):
+    env = VECTOR[form]()
+    (*before, last), info = play(env, torch.zeros(6, 4), seed=3)
+    assert not torch.stack(before).any()
+    torch.testing.assert_close(last, 0.5 * info["reward/loo_fid"] + 2 * info["reward/classifier"])
+    (*_, going_on), further = play(env, torch.zeros(6, 4))
+    assert further["reward/loo_fid"].any()
+    assert not torch.equal(going_on, last)
+    (*_, again), info_again = play(env, torch.zeros(6, 4), seed=3)
+    assert torch.equal(again, last)
+    assert torch.equal(info_again["reward/loo_fid"], info["reward/loo_fid"])
+
+
+@pytest.mark.parametrize("form", SINGLE)
+def test_an_image_is_paid_once_and_again_the_same_for_its_seed(form):
+    env, zero = SINGLE[form](), np.zeros(4, np.float32)
+    (*before, last), info = play(env, zero, seed=3)
+    assert before == [0.0] * 3
+    assert info["reward/loo_fid"] == 0.0  # a lone first image
+    assert last == pytest.approx(2 * info["reward/classifier"])
+    assert last > 0
+    _, second = play(env, zero)
+    assert second["reward/loo_fid"] != 0.0
+    (*_, again), _ = play(env, zero, seed=3)
+    assert again == last
+
+
+def test_moments_go_on_from_episode_to_episode_without_a_seed():
+    env = gym.make_vec(ENV_ID, num_envs=6, reward="loo_fid")
+    play(env, torch.zeros(6, 4), seed=3)
+    (*_, unseeded), info = play(env, torch.zeros(6, 4))
+    fresh = make_reward("loo_fid", "digits", "cpu")(info["image"], info["context"])
+    assert not torch.allclose(unseeded, fresh)

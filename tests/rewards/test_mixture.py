@@ -1,0 +1,106 @@
+import pytest
+import torch
+
+from genenv.protocols import StatefulReward
+from genenv.rewards.mixture import Mixture, as_mixture
+
+IMAGES, CONTEXT = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 4])
+
+
+def brightness(images, context):
+    return images.mean((1, 2, 3))
+
+
+def label(images, context):
+    return context.double()
+
+
+class Count:
+    """Pays the number of batches that it has seen."""
+
+    name = "count"
+
+    def __init__(self):
+        self.seen = 0
+
+    def __call__(self, images, context):
+        self.seen += 1
+        return torch.full((len(images),), float(self.seen))
+
+    def reset(self):
+        self.seen = 0
+
+    def state_dict(self):
+        return {"seen": torch.tensor(self.seen)}
+
+    def load_state_dict(self, state):
+        self.seen = int(state["seen"])
+
+
+def test_components_are_weighted_and_kept():
+    total, parts = Mixture({"bright": brightness, "label": label}, {"label": -0.5}).judge(IMAGES, CONTEXT)
+    torch.testing.assert_close(total, IMAGES.mean((1, 2, 3)) - torch.tensor([0.5, 1.0, 2.0]))
+    torch.testing.assert_close(
+        parts, {"bright": IMAGES.mean((1, 2, 3)), "label": torch.tensor([1.0, 2.0, 4.0])}
+    )
+    assert total.dtype == parts["label"].dtype == torch.float32
+
+
+def test_a_call_returns_the_sum_alone():
+    mixture = Mixture({"bright": brightness, "label": label})
+    torch.testing.assert_close(mixture(IMAGES, CONTEXT), mixture.judge(IMAGES, CONTEXT)[0])
+
+
+def test_a_weight_without_a_reward_is_refused():
+    with pytest.raises(ValueError, match=r"weights name no reward: \['brigth'\]; rewards are \['bright'\]"):
+        Mixture({"bright": brightness}, {"brigth": 1.0})
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused(weight):
+    with pytest.raises(ValueError, match=f"the weight of reward 'bright' must be finite, got {weight}"):
+        Mixture({"bright": brightness}, {"bright": weight})
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1), (2,)])
+def test_a_component_of_the_wrong_shape_is_named(shape):
+    mixture = Mixture({"bright": brightness, "odd": lambda images, context: torch.zeros(shape)})
+    with pytest.raises(ValueError, match=r"reward 'odd' must return \(3,\), got \("):
+        mixture(IMAGES, CONTEXT)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_component_that_is_not_finite_is_named(value):
+    mixture = Mixture({"bright": brightness, "odd": lambda images, context: torch.tensor([0.0, value, 0.0])})
+    with pytest.raises(ValueError, match=f"reward 'odd' must be finite, got {value}"):
+        mixture(IMAGES, CONTEXT)
+
+
+def test_the_components_that_remember_are_saved_and_restored():
+    mixture, other = (Mixture({"bright": brightness, "count": Count()}) for _ in range(2))
+    assert isinstance(mixture, StatefulReward)
+    mixture(IMAGES, CONTEXT)
+    mixture(IMAGES, CONTEXT)
+    state = mixture.state_dict()
+    assert set(state) == {"count"}
+    other.load_state_dict(state)
+    assert other.judge(IMAGES, CONTEXT)[1]["count"].tolist() == [3.0] * 3
+
+
+def test_the_components_that_remember_are_reset():
+    mixture = Mixture({"bright": brightness, "count": Count()})
+    assert [mixture.judge(IMAGES, CONTEXT)[1]["count"][0].item() for _ in range(2)] == [1.0, 2.0]
+    mixture.reset()
+    assert mixture.judge(IMAGES, CONTEXT)[1]["count"][0].item() == 1.0
+
+
+@pytest.mark.parametrize(("reward", "name"), [(Count(), "count"), (brightness, "function")])
+def test_a_lone_reward_becomes_the_only_component(reward, name):
+    mixture = as_mixture(reward)
+    assert mixture.rewards == {name: reward}
+    assert mixture.weights == {name: 1.0}
+
+
+def test_a_mixture_stays_itself():
+    mixture = Mixture({"bright": brightness})
+    assert as_mixture(mixture) is mixture

@@ -1,0 +1,133 @@
+import functools
+import json
+import shutil
+
+import gymnasium as gym
+import pytest
+import torch
+
+from genenv.checkpoints import backbone_folder, load_generator, load_tensors, sha256
+from genenv.data import digits
+from genenv.models.digits_classifier import DigitsClassifier
+from genenv.models.digits_discriminator import DigitsDiscriminator
+from genenv.models.digits_vq import DigitsVQ
+from genenv.models.maskgit import MaskGITTransformer
+from genenv.zoo import digits as zoo
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Environments of 4 images, where a recipe asks for a thousand."""
+    make_vec = gym.make_vec
+    monkeypatch.setattr(gym, "make_vec", lambda *args, **kwargs: make_vec(*args, **kwargs | {"num_envs": 4}))
+
+
+def classifier(**kwargs):
+    return zoo.train_classifier(digits(), width=8, batch_size=32, **kwargs)
+
+
+def maskgit(**kwargs):
+    return zoo.train_maskgit(load_generator("vq", "digits"), batch_size=8, **kwargs)
+
+
+RECIPES = {
+    "tokenizer": (functools.partial(zoo.train_tokenizer, batch_size=8), DigitsVQ, 40, 0.9),
+    "maskgit": (maskgit, MaskGITTransformer, 30, 0.97),
+    "classifier": (classifier, DigitsClassifier, 40, 0.95),
+    "discriminator": (functools.partial(zoo.train_discriminator, "digits"), DigitsDiscriminator, 10, 0.995),
+}
+"""Network -> (recipe, type, number of steps, the share of the first loss that they must get below)."""
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_lowers_its_loss_and_returns_a_frozen_network(name):
+    train, kind, num_steps, share = RECIPES[name]
+    reports = []
+    model = train(num_steps=num_steps, progress=lambda *report: reports.append(report))
+    assert isinstance(model, kind)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert [report[:2] for report in reports] == [(step + 1, num_steps) for step in range(num_steps)]
+    losses = [report[2] for report in reports]
+    assert sum(losses[-3:]) < share * sum(losses[:3])
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_repeats_itself_for_its_seed_alone(name):
+    train, *_ = RECIPES[name]
+    one, same, other = (train(num_steps=3, seed=seed).state_dict() for seed in (4, 4, 5))
+    assert all(torch.equal(same[key], value) for key, value in one.items())
+    assert not all(torch.equal(other[key], value) for key, value in one.items())
+
+
+def test_a_recipe_anneals_beyond_its_warm_up():
+    reports = []
+    zoo.train_classifier(
+        digits(), width=4, num_steps=120, batch_size=8, progress=lambda *r: reports.append(r[2])
+    )
+    assert len(reports) == 120
+
+
+def test_the_average_forgets_early_weights_and_keeps_late_ones():
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(100.0)
+    average = zoo.WeightAverage(model, decay=0.5)
+    model.weight.data.fill_(0.0)
+    average.update(model, step=0)
+    assert average.average["weight"].item() == pytest.approx(10.0)  # the decay is still 1 / 10
+    average.update(model, step=10**6)
+    assert average.average["weight"].item() == pytest.approx(5.0)
+
+
+def test_the_split_leaves_images_that_nothing_trains_on():
+    train, test = zoo.split()
+    assert (len(train), len(test)) == (1437, 360)
+    assert torch.equal(torch.cat([train, test]).sort().values, torch.arange(1797))
+    assert torch.equal(zoo.split()[0], train)
+
+
+def test_a_part_that_is_unknown_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--only must be one of vq, judge, .*, got 'var'"):
+        zoo.build(tmp_path / "zoo", only="var")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_can_be_rebuilt_alone(tmp_path, monkeypatch):
+    shipped, folder = backbone_folder("digits"), tmp_path / "zoo"
+    shutil.copytree(shipped, folder)
+    (folder / "reference.safetensors").write_bytes(b"old")
+    hashes = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(hashes | {"reference.safetensors": "0"}))
+    cards = []
+    monkeypatch.setattr(zoo, "write_card", lambda *arguments: cards.append(arguments))
+    zoo.build(folder, only="reference")
+    torch.testing.assert_close(
+        load_tensors(folder / "reference.safetensors"),
+        load_tensors(shipped / "reference.safetensors"),
+        rtol=1e-4,  # sums over the images in another order
+        atol=1e-5,
+    )
+    rebuilt = json.loads((folder / "manifest.json").read_text())
+    assert rebuilt == hashes | {"reference.safetensors": sha256(folder / "reference.safetensors")}
+    seconds = json.loads((folder / "build.json").read_text())
+    assert set(seconds) == set(zoo.PARTS)
+    assert cards == [(folder, seconds)]
+
+
+def test_the_progress_of_a_build_names_its_part(tmp_path, monkeypatch):
+    def train(progress, **kwargs):
+        progress(1, 2, 0.5)
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(zoo, "train_tokenizer", train)
+    monkeypatch.setattr(zoo, "write_card", lambda *arguments: None)
+    reports = []
+    zoo.build(tmp_path / "zoo", only="vq", progress=lambda *report: reports.append(report))
+    assert reports == [("vq", 1, 2, 0.5)]
+    assert {path.name for path in (tmp_path / "zoo").iterdir()} == {
+        "vq.safetensors",
+        "manifest.json",
+        "build.json",
+    }
