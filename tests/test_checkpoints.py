@@ -47,7 +47,7 @@ def test_a_loaded_network_is_frozen(part):
 def test_a_missing_file_is_named_with_its_remedy(zoo):
     (zoo / "vq.safetensors").unlink()
     with pytest.raises(
-        CheckpointError, match=r"vq\.safetensors is missing; reinstall genenv, or rebuild it with"
+        CheckpointError, match=r"vq\.safetensors is missing; reinstall genenv, or rebuild the folder with"
     ):
         gym.make("AdaGen/MaskGIT-v0", backbone=str(zoo))
 

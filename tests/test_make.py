@@ -145,7 +145,7 @@ def test_a_single_environment_refuses_what_only_a_batch_has(name, value):
 
 
 def test_a_single_environment_accepts_what_it_is_anyway():
-    env = single(**genenv.IDS[ENV_ID], output="numpy", autoreset_mode="Disabled", reward="none")
+    env = single(**genenv.IDS[ENV_ID] | {"output": "numpy", "autoreset_mode": "Disabled", "reward": "none"})
     assert env.reset(seed=0)[0]["tokens"].shape == (4, 4)
 
 
