@@ -96,8 +96,8 @@ Networks trained on the 1,797 handwritten 8x8 digits of scikit-learn (UCI "Optic
 Alpaydin and Kaynak 1998, CC BY 4.0). The weights are MIT, like the code. They are for research on schedules: the
 digits are tiny, and the generator has seen every one of them.
 
-Made by `genenv zoo build digits --out DIR` (fixed seeds; training time on 2 CPU cores: {times}).
-Every number below is measured by that command when it writes this card; `sha256` of each file: `manifest.json`.
+Made by the recipe of `genenv zoo build digits --out DIR` (fixed seeds; training time on 2 CPU cores: {times}).
+Every number below is measured when the card is written; `sha256` of each file: `manifest.json`.
 
 | file | what | measured |
 |---|---|---|
