@@ -67,8 +67,9 @@ def pretrained(backbone: str, device: str) -> AdversarialReward:
 
     Command: `python -m baselines.sb3 --minutes 3 --seeds 2 --env-kwargs '{"reward": "adversarial"}'`. The FIDs are
     level (the machine was shared, more so in the last row, hence its fewer images). The frozen discriminator was
-    chosen because it judges each image by itself (an earlier one, trained without noise, blanks and wrong labels,
-    reached 0.90 and 0.94 but paid those more than digits), so that it serves a single environment as well as a batch. A policy
-    that trains much longer may find its weak spots; train the discriminator in turn then, as `agents.adagen` does.
+    chosen because it judges each image by itself, so that it serves a single environment as well as a batch. An
+    earlier one, trained without noise, blanks and wrong labels, reached 0.90 and 0.94 but paid those more than digits.
+    A policy that trains much longer may find the weak spots of any; train the discriminator in turn then, as
+    `agents.adagen` does.
     """
     return AdversarialReward(load_generator("discriminator", backbone).to(device))
