@@ -8,14 +8,14 @@ PACKAGES = {"genenv": set(), "agents": {"genenv"}, "baselines": {"genenv"}}
 """Top-level package -> the others that it may import."""
 
 LEVELS = [
-    {"rng", "schedules", "models", "data", "registration"},
+    {"rng", "schedules", "filters", "solvers", "models", "releases", "data", "registration"},
     {"protocols", "checkpoints"},
     {"contexts", "metrics", "viz"},
     {"rewards", "envs", "vector_env"},
     {"single_env", "wrappers"},
-    {"make", "rollout", "integrations"},
+    {"make", "rollout", "integrations", "closed_loop"},
     {"evaluation", "bench", "check"},
-    {"zoo"},
+    {"zoo", "parity"},
     {"cli"},
 ]
 """Parts of genenv from the bottom; each may import its own level's parts and those below."""
@@ -23,6 +23,8 @@ LEVELS = [
 FREE_OF_GYMNASIUM = {
     "rng",
     "schedules",
+    "filters",
+    "solvers",
     "models",
     "data",
     "protocols",

@@ -1,0 +1,41 @@
+"""Top-k and top-p filters with a setting for each image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
+    """Returns the logits with everything below the k-th largest set to -inf; ties with it stay.
+
+    Args:
+        logits: (N, ..., V).
+        k: (N,), truncated to whole numbers; 0 or less, and V or more, keep all.
+    """
+    size = logits.shape[-1]
+    k = k.long()
+    k = torch.where(k <= 0, size, k).clamp(max=size).view(-1, *[1] * (logits.ndim - 1))
+    ordered = logits.sort(dim=-1, descending=True).values
+    cutoff = ordered.gather(-1, (k - 1).expand(*logits.shape[:-1], 1))
+    return logits.masked_fill(logits < cutoff, -math.inf)
+
+
+def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
+    """Returns the logits of the smallest set with probability p, the rest -inf (Holtzman et al. 2020, sec. 3.1).
+
+    The entry that crosses p stays, and so does the likeliest one at any p.
+
+    Args:
+        logits: (N, ..., V).
+        p: (N,) in [0, 1].
+    """
+    p = p.float().view(-1, *[1] * (logits.ndim - 1))
+    ordered, index = logits.sort(dim=-1, descending=True)
+    probability = ordered.softmax(-1)
+    before = probability.cumsum(-1) - probability
+    dropped = before > p
+    dropped[..., 0] = False
+    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, index, dropped), -math.inf)

@@ -1,0 +1,236 @@
+"""Solvers of the probability-flow ODE, with a time of its own for every image.
+
+Along a path, latents at time t are x = alpha D + sigma E: data D and noise E. With lambda = log(alpha / sigma), a step
+from s to t that holds the data still is exact (Lu et al. 2022, "DPM-Solver++", eq. 9):
+
+    x_t = sigma_t / sigma_s x_s - alpha_t expm1(lambda_s - lambda_t) D
+
+The solvers differ in the D they put there. Times are (N,) float64, latents and network outputs (N, ...) float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+MIN_STEP = 0.01
+"""Least change of the time in a decision."""
+
+MIN_LOG_SNR_STEP = 0.01
+"""Least change of lambda that a second-order term is divided by."""
+
+
+class NoisePath(ABC):
+    """How data turn into noise, and what the network says of it.
+
+    Attributes:
+        noise_time, data_time: where latents are pure noise, and the time nearest to the data that is gone to.
+    """
+
+    noise_time: float
+    data_time: float
+
+    @abstractmethod
+    def log_alpha(self, time: Tensor) -> Tensor:
+        """Returns log alpha."""
+
+    @abstractmethod
+    def sigma(self, time: Tensor) -> Tensor:
+        """Returns sigma."""
+
+    @abstractmethod
+    def output(self, data: Tensor, noise: Tensor) -> Tensor:
+        """Returns what the network is to say of latents made of data D and noise E."""
+
+    @abstractmethod
+    def noise(self, latents: Tensor, time: Tensor, output: Tensor) -> Tensor:
+        """Returns the noise E that a network output stands for."""
+
+    @abstractmethod
+    def data(self, latents: Tensor, time: Tensor, output: Tensor) -> Tensor:
+        """Returns the data D that a network output stands for."""
+
+    def alpha(self, time: Tensor) -> Tensor:
+        """Returns alpha."""
+        return self.log_alpha(time).exp()
+
+    def log_snr(self, time: Tensor) -> Tensor:
+        """Returns lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio."""
+        return self.log_alpha(time) - self.sigma(time).log()
+
+    def limit(self, time: Tensor, current: Tensor | None = None) -> Tensor:
+        """Returns the time brought between pure noise and `data_time`, and at least `MIN_STEP` past the current one."""
+        sign = 1.0 if self.data_time > self.noise_time else -1.0
+        progress = (sign * time).clamp(
+            min=sign * self.noise_time + 1e-6
+        )  # lambda may be infinite at pure noise
+        if current is not None:
+            progress = progress.maximum(sign * current + MIN_STEP)
+        return sign * progress.clamp(max=sign * self.data_time)
+
+
+@dataclasses.dataclass(frozen=True)
+class VPLinear(NoisePath):
+    """The variance-preserving path with linear beta (Song et al. 2021, eq. 33); the network predicts the noise.
+
+    Time runs down: 1 is noise, 0 data.
+    """
+
+    beta_0: float = 0.1
+    beta_1: float = 20.0
+    noise_time: float = 1.0
+    data_time: float = 0.01
+
+    def log_alpha(self, time: Tensor) -> Tensor:
+        """Returns -(beta_1 - beta_0) t^2 / 4 - beta_0 t / 2."""
+        return -(self.beta_1 - self.beta_0) * time**2 / 4 - self.beta_0 * time / 2
+
+    def sigma(self, time: Tensor) -> Tensor:
+        """Returns sqrt(1 - alpha^2)."""
+        return (-torch.expm1(2 * self.log_alpha(time))).sqrt()
+
+    def output(self, data: Tensor, noise: Tensor) -> Tensor:
+        """Returns E."""
+        return noise
+
+    def noise(self, latents: Tensor, time: Tensor, output: Tensor) -> Tensor:
+        """Returns the output."""
+        return output
+
+    def data(self, latents: Tensor, time: Tensor, output: Tensor) -> Tensor:
+        """Returns (x - sigma E) / alpha."""
+        return (latents - per_image(self.sigma(time), latents) * output) / per_image(
+            self.alpha(time), latents
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearPath(NoisePath):
+    """The straight path x = t D + (1 - t) E (Lipman et al. 2023; SiT); the network predicts the velocity D - E.
+
+    Time runs up: 0 is noise, 1 data.
+    """
+
+    noise_time: float = 0.0
+    data_time: float = 0.99
+
+    def log_alpha(self, time: Tensor) -> Tensor:
+        """Returns log t."""
+        return time.log()
+
+    def sigma(self, time: Tensor) -> Tensor:
+        """Returns 1 - t."""
+        return 1 - time
+
+    def output(self, data: Tensor, noise: Tensor) -> Tensor:
+        """Returns D - E."""
+        return data - noise
+
+    def noise(self, latents: Tensor, time: Tensor, output: Tensor) -> Tensor:
+        """Returns x - t v."""
+        return latents - per_image(time, latents) * output
+
+    def data(self, latents: Tensor, time: Tensor, output: Tensor) -> Tensor:
+        """Returns x + (1 - t) v."""
+        return latents + per_image(1 - time, latents) * output
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What the network said somewhere on the way."""
+
+    latents: Tensor  # (N, ...)
+    time: Tensor  # (N,)
+    output: Tensor  # (N, ...), guided
+
+
+Step = Callable[[NoisePath, Evaluation, Evaluation | None, Tensor], tuple[Tensor, Evaluation | None]]
+"""(path, the evaluation at hand, the remembered one, time to go to) -> latents there, what to remember."""
+
+
+def per_image(coefficient: Tensor, latents: Tensor) -> Tensor:
+    """Returns a coefficient (N,) in the type of the latents (N, ...), ready to multiply them."""
+    return coefficient.to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))
+
+
+def _data(path: NoisePath, at: Evaluation) -> Tensor:
+    return path.data(at.latents, at.time, at.output)
+
+
+def _advance(path: NoisePath, start: Evaluation, time: Tensor, data: Tensor) -> Tensor:
+    """Returns the latents at `time`, having held the data still."""
+    decay = path.sigma(time) / path.sigma(start.time)
+    gain = -path.alpha(time) * torch.expm1(path.log_snr(start.time) - path.log_snr(time))
+    return per_image(decay, data) * start.latents + per_image(gain, data) * data
+
+
+def _extrapolated(
+    path: NoisePath, first: Evaluation, second: Evaluation, base: Tensor, step: Tensor
+) -> Tensor:
+    """Returns data `base` moved on, by half a step of lambda (N,), along the line through two evaluations."""
+    between = path.log_snr(second.time) - path.log_snr(first.time)
+    slope = 0.5 * step / between.clamp(min=MIN_LOG_SNR_STEP)
+    return base + per_image(slope, base) * (_data(path, second) - _data(path, first))
+
+
+def euler(path: NoisePath, now: Evaluation, before: Evaluation | None, time: Tensor) -> tuple[Tensor, None]:
+    """First order: DDIM (Song et al. 2021, eq. 12) on the diffusion path, Euler's rule on the straight one."""
+    return _advance(path, now, time, _data(path, now)), None
+
+
+def heun(
+    path: NoisePath, now: Evaluation, before: Evaluation | None, time: Tensor
+) -> tuple[Tensor, Evaluation | None]:
+    """Second order: Euler's step again with the mean output of its two ends (Karras et al. 2022, algorithm 1)."""
+    if before is None:
+        return euler(path, now, None, time)[0], now
+    mean = dataclasses.replace(before, output=(before.output + now.output) / 2)
+    return euler(path, mean, None, time)
+
+
+def dpm2s(
+    path: NoisePath, now: Evaluation, before: Evaluation | None, time: Tensor
+) -> tuple[Tensor, Evaluation | None]:
+    """Second order from a point in between: DPM-Solver++(2S) (Lu et al. 2022, algorithm 1), as in AdaGen."""
+    if before is None:
+        return euler(path, now, None, time)[0], now
+    step = path.log_snr(time) - path.log_snr(before.time)
+    return _advance(path, before, time, _extrapolated(path, before, now, _data(path, before), step)), None
+
+
+def dpmpp2m(
+    path: NoisePath, now: Evaluation, before: Evaluation | None, time: Tensor
+) -> tuple[Tensor, Evaluation | None]:
+    """Second order from the evaluation before: DPM-Solver++(2M) (Lu et al. 2022, algorithm 2)."""
+    data = _data(path, now)
+    if before is not None:
+        step = path.log_snr(time) - path.log_snr(now.time)
+        data = _extrapolated(path, before, now, data, step)
+    return _advance(path, now, time, data), now
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """A rule that turns network outputs into steps.
+
+    Attributes:
+        step: takes one evaluation.
+        per_update: evaluations until the latents are on the solution again.
+        per_decision: evaluations on the way to a chosen time.
+    """
+
+    step: Step
+    per_update: int = 1
+    per_decision: int = 1
+
+
+SOLVERS = {
+    "dpm2s": Solver(dpm2s, per_update=2),
+    "euler": Solver(euler),
+    "heun": Solver(heun, per_update=2, per_decision=2),
+    "dpmpp2m": Solver(dpmpp2m),
+}

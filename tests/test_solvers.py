@@ -1,0 +1,148 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, LinearPath, VPLinear, per_image
+
+PATHS = {"vp": VPLinear(), "linear": LinearPath()}
+SPREAD = 0.7
+"""Standard deviation of Gaussian data, for which everything is known."""
+
+
+def times(path, count, first=0.2, last=0.95):
+    """Returns `count` times from noise to data, after a share `first` of the way to a share `last`."""
+    shares = torch.linspace(first, last, count, dtype=torch.float64)
+    return path.noise_time + shares * (path.data_time - path.noise_time)
+
+
+def gaussian_output(path, x, time):
+    """Returns what a perfect network says of latents when the data are normal with deviation SPREAD."""
+    alpha, sigma = per_image(path.alpha(time), x), per_image(path.sigma(time), x)
+    scaled = x / (alpha**2 * SPREAD**2 + sigma**2)
+    return path.output(data=alpha * SPREAD**2 * scaled, noise=sigma * scaled)
+
+
+def gaussian_scale(path, time):
+    return (path.alpha(time) ** 2 * SPREAD**2 + path.sigma(time) ** 2).sqrt()
+
+
+def solve(path, solver, points, x):
+    """Returns x after all the points, one evaluation of the perfect network between two of them (two with Heun)."""
+    memory = None
+    for now, time in itertools.pairwise(points):
+        start, end = now.expand(len(x)), time.expand(len(x))
+        for _ in range(solver.per_decision):
+            x, memory = solver.step(path, Evaluation(x, start, gaussian_output(path, x, start)), memory, end)
+            start = end
+    return x
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_a_path_goes_from_noise_to_data(path):
+    time = times(path, 50, first=0.001, last=1.0)
+    alpha, sigma = path.alpha(time), path.sigma(time)
+    assert (alpha.diff() > 0).all()
+    assert (sigma.diff() < 0).all()
+    assert alpha[0] < 0.05
+    assert sigma[-1] < 0.06
+    torch.testing.assert_close(path.log_snr(time), (alpha / sigma).log())
+    one = alpha**2 + sigma**2 if isinstance(path, VPLinear) else alpha + sigma
+    torch.testing.assert_close(one, torch.ones_like(one))
+
+
+def test_the_diffusion_path_integrates_its_beta():
+    time = torch.linspace(0, 0.6, 100_001, dtype=torch.float64)
+    beta = 0.1 + (20 - 0.1) * time
+    integral = torch.trapezoid(beta, time)
+    torch.testing.assert_close(VPLinear().log_alpha(time[-1]), -integral / 2)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_noise_and_data_of_an_output_make_up_the_latents(path):
+    torch.manual_seed(0)
+    data, noise = torch.randn(2, 5, 3, 4, 4).double()
+    time = times(path, 5)
+    alpha, sigma = per_image(path.alpha(time), data), per_image(path.sigma(time), data)
+    latents = alpha * data + sigma * noise
+    output = path.output(data, noise)
+    torch.testing.assert_close(path.noise(latents, time, output), noise)
+    torch.testing.assert_close(path.data(latents, time, output), data)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_a_solver_has_its_order(path, name):
+    solver, x = SOLVERS[name], torch.ones(1, 1, dtype=torch.float64)
+    errors = []
+    for count in (16, 32, 64):
+        points = times(path, count + 1)
+        exact = gaussian_scale(path, points[-1]) / gaussian_scale(path, points[0])
+        errors.append((solve(path, solver, points, x) - exact).abs().item())
+    order = math.log2(errors[1] / errors[2])
+    assert order == pytest.approx(1 if name == "euler" else 2, abs=0.3)
+    assert errors[0] < 0.1
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_every_image_has_its_own_times(path, name):
+    torch.manual_seed(0)
+    x = torch.randn(4, 1, 2, 2)
+    points = torch.stack([times(path, 7, first=0.2 + 0.1 * i) for i in range(4)], dim=1)
+    together, memory = x, None
+    alone: list = [(x[i : i + 1], None) for i in range(4)]
+    for now, time in itertools.pairwise(points):
+        at = Evaluation(together, now, gaussian_output(path, together, now))
+        together, memory = SOLVERS[name].step(path, at, memory, time)
+        for i in range(4):
+            latents, before = alone[i]
+            own = Evaluation(latents, now[i : i + 1], gaussian_output(path, latents, now[i : i + 1]))
+            alone[i] = SOLVERS[name].step(path, own, before, time[i : i + 1])
+    torch.testing.assert_close(together, torch.cat([latents for latents, _ in alone]))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_standing_still_changes_nothing(path, name):
+    torch.manual_seed(0)
+    x, time = torch.randn(3, 2, 4), torch.full((3,), path.data_time, dtype=torch.float64)
+    latents, memory = x, None
+    for _ in range(4):
+        output = gaussian_output(path, latents, time)
+        latents, memory = SOLVERS[name].step(path, Evaluation(latents, time, output), memory, time)
+    torch.testing.assert_close(latents, x)
+
+
+def test_dpm2s_does_not_divide_by_a_tiny_first_half():
+    path, x = VPLinear(), torch.ones(1, 1, dtype=torch.float64)
+    start, middle, end = (torch.tensor([t], dtype=torch.float64) for t in (0.5, 0.5 - 1e-9, 0.4))
+    dpm2s = SOLVERS["dpm2s"].step
+    between, memory = dpm2s(path, Evaluation(x, start, x), None, middle)
+    latents, _ = dpm2s(path, Evaluation(between, middle, 1.001 * x), memory, end)
+    assert (latents - x).abs().item() < 1
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted", "current", "given"),
+    [
+        ("vp", 0.7, None, 0.7),
+        ("vp", 0.001, None, 0.01),
+        ("vp", 1.0, None, 1 - 1e-6),
+        ("vp", 0.5, 0.6, 0.5),
+        ("vp", 0.6, 0.6, 0.6 - MIN_STEP),
+        ("vp", 0.9, 0.6, 0.6 - MIN_STEP),
+        ("vp", 0.9, 0.012, 0.01),
+        ("linear", 0.3, None, 0.3),
+        ("linear", 0.999, None, 0.99),
+        ("linear", 0.0, None, 1e-6),
+        ("linear", 0.5, 0.4, 0.5),
+        ("linear", 0.1, 0.4, 0.4 + MIN_STEP),
+        ("linear", 0.1, 0.985, 0.99),
+    ],
+)
+def test_times_go_forward_and_end_short_of_the_data(path, wanted, current, given):
+    current = None if current is None else torch.tensor([current], dtype=torch.float64)
+    limited = PATHS[path].limit(torch.tensor([wanted], dtype=torch.float64), current)
+    assert limited.item() == pytest.approx(given, abs=1e-12)
