@@ -36,15 +36,18 @@ from torch.utils.tensorboard import SummaryWriter
 import genenv
 from agents.checkpointing import MetricsLog, load_checkpoint, save_checkpoint
 from agents.losses import gaussian_log_prob, ppo_policy_loss, standardise
-from agents.policy import PolicyBackbone
-from genenv.checkpoints import write_text
+from genenv.checkpoints import read_state_dict, write_text
 from genenv.data import real_like
+from genenv.envs import diffusion, flow, maskgit, var
 from genenv.evaluation import Evaluation, Evaluator, held_out_seed
 from genenv.models.digits_discriminator import DigitsDiscriminator
+from genenv.models.policy import PolicyBackbone, released_network
 from genenv.protocols import Observation
+from genenv.releases import RELEASES
 from genenv.rewards.adversarial import AdversarialReward
 from genenv.rewards.classifier import make as make_classifier_reward
 from genenv.rollout import run_episode, static_actor, unwrapped
+from genenv.schedules import ScheduleParam
 from genenv.viz.plots import save_curves, save_samples, save_schedule
 from genenv.viz.report import write_report
 
@@ -55,7 +58,15 @@ MAX_SEED = 500
 """Runs whose images all lie below the tuning and the held-out seeds."""
 RESUMABLE = ("num_iterations", "device", "eval_interval", "checkpoint_interval")
 """Fields that may change when a run is continued."""
+SCHEDULED = ("action_std", "learning_rate")
+"""Fields that change while a run goes on."""
+Steps = tuple[tuple[int, float], ...]
 CONSOLE = Console()
+
+
+def value_at(steps: Steps, iteration: int) -> float:
+    """Returns the value of an iteration, of ((first iteration, value), ...) in order."""
+    return [value for first, value in steps if first <= iteration][-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Config:
     backbone: str = "digits"
     """Weights of the generator."""
     num_steps: int = 4
-    """Decisions T for each image."""
+    """Generation steps of each image."""
     smoothing: float = 0.0
     """Decay of the moving average over actions; the paper smooths where T > 10."""
     seed: int = 0
@@ -80,10 +91,10 @@ class Config:
     """Policy updates."""
     hidden_dim: int = 64
     """Width of policy and critic."""
-    action_std: tuple[tuple[int, float], ...] = ((0, 0.4), (60, 0.2))
+    action_std: Steps = ((0, 0.4), (60, 0.2))
     """Exploration noise: (first iteration, standard deviation in units of the action) in order."""
-    learning_rate: float = 1e-3
-    """Adam's, for policy and critic."""
+    learning_rate: Steps = ((0, 1e-3), (60, 3e-4))
+    """Adam's, for policy and critic: (first iteration, rate) in order."""
     num_epochs: int = 5
     """Passes over an iteration's images (K)."""
     num_minibatches: int = 4
@@ -127,14 +138,14 @@ class Config:
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
-        if self.num_envs * self.num_steps < self.num_minibatches:
-            raise ValueError(
-                f"num_minibatches must not exceed num_envs * num_steps, got {self.num_minibatches}"
-            )
+        if self.num_envs < self.num_minibatches:
+            raise ValueError(f"num_minibatches must not exceed num_envs, got {self.num_minibatches}")
         if not 0 <= self.seed < MAX_SEED:
             raise ValueError(f"seed must be in 0..{MAX_SEED - 1}, got {self.seed}")
-        if not self.action_std or self.action_std[0][0] != 0 or min(std for _, std in self.action_std) <= 0:
-            raise ValueError(f"action_std must start at iteration 0 and stay above 0, got {self.action_std}")
+        for name in SCHEDULED:
+            steps = getattr(self, name)
+            if not steps or steps[0][0] != 0 or min(value for _, value in steps) <= 0:
+                raise ValueError(f"{name} must start at iteration 0 and stay above 0, got {steps}")
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
@@ -147,14 +158,14 @@ class Config:
             "device": self.device,
         }
 
-    def std_at(self, iteration: int) -> float:
-        """Returns the exploration noise of an iteration."""
-        return [std for first, std in self.action_std if first <= iteration][-1]
-
 
 PRESETS = {
     "digits": Config(),
     "demo": Config(num_iterations=100, eval_interval=50),
+    "var": Config(env_id="AdaGen/VAR-v0"),
+    "llamagen": Config(env_id="AdaGen/LlamaGen-v0"),
+    "dit": Config(env_id="AdaGen/DiT-v0", num_steps=8, num_iterations=80),
+    "sit": Config(env_id="AdaGen/SiT-v0", num_steps=8, num_iterations=80),
     "paper": Config(
         num_steps=16,
         smoothing=0.8,
@@ -162,7 +173,7 @@ PRESETS = {
         num_iterations=1000,
         hidden_dim=512,
         action_std=((0, 0.6), (500, 0.3)),
-        learning_rate=1e-5,
+        learning_rate=((0, 1e-5),),
         num_epochs=5,
         num_minibatches=1,
         discriminator_steps=5,
@@ -172,7 +183,8 @@ PRESETS = {
         fresh_fakes=True,
     ),
 }
-"""Named configurations; "paper" holds the published hyper-parameters (AdaGen and AdaNAT's released training code)."""
+"""Named configurations: the digits of each paradigm, and the published hyper-parameters (AdaGen and AdaNAT's released
+training code), which go with any `--env-id`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +211,8 @@ class PolicyActor:
         env_id, env_kwargs: what it was trained on, for `gymnasium.make_vec(env_id, **env_kwargs)`.
     """
 
-    def __init__(self, config: Config, act: Callable[[Observation], Tensor]):
-        self.env_id, self.env_kwargs = config.env_id, config.env_kwargs
+    def __init__(self, env_id: str, env_kwargs: dict[str, Any], act: Callable[[Observation], Tensor]):
+        self.env_id, self.env_kwargs = env_id, env_kwargs
         self._act = act
 
     @torch.no_grad()
@@ -233,7 +245,7 @@ class Trainer:
             self.diversity = _diversity_policy(config)
             self.fidelity_reward = make_classifier_reward(config.backbone, str(self.device))
         parameters = [*self.policy.parameters(), *self.critic.parameters()]
-        self.optimiser = torch.optim.Adam(parameters, lr=config.learning_rate)
+        self.optimiser = torch.optim.Adam(parameters, lr=value_at(config.learning_rate, 0))
         self.discriminator_optimiser = torch.optim.Adam(
             discriminator.parameters(), lr=config.discriminator_learning_rate, betas=(0.5, 0.999)
         )
@@ -265,7 +277,7 @@ class Trainer:
             "iteration": self.iteration,
             "images": self.batches * config.num_envs,
             "reward": reward.mean().item(),
-            "action_std": config.std_at(self.iteration - 1),
+            "action_std": value_at(config.action_std, self.iteration - 1),
             **losses,
         }
 
@@ -278,12 +290,19 @@ class Trainer:
         return torch.randn(shape, generator=self.generator).to(self.device)
 
     def _fresh_images(self) -> tuple[Tensor, Tensor]:
-        episode = run_episode(self.env, self._behaviour(None)[0], self._next_seed(), keep_observations=False)
+        act, _ = self._behaviour(self._blend())
+        episode = run_episode(self.env, act, self._next_seed(), keep_observations=False)
         return episode.images, episode.context
+
+    def _blend(self) -> Tensor | None:
+        """Returns a random lambda (N,) for each image of a fidelity run."""
+        if self.diversity is None:
+            return None
+        return torch.rand(self.config.num_envs, generator=self.generator).to(self.device)
 
     def _behaviour(self, blend: Tensor | None) -> tuple[Callable[[Observation], Tensor], list[Tensor]]:
         """Returns an exploring actor, and the list into which it puts the policy's own actions (N, A)."""
-        std, own = self.config.std_at(self.iteration), []
+        std, own = value_at(self.config.action_std, self.iteration), []
 
         def act(observation: Observation) -> Tensor:
             mean = self.policy(observation)
@@ -295,10 +314,7 @@ class Trainer:
         return act, own
 
     def _rollout(self) -> tuple[Observation, Tensor, Tensor, Tensor, Tensor]:
-        config = self.config
-        blend = None
-        if self.diversity is not None:
-            blend = torch.rand(config.num_envs, generator=self.generator).to(self.device)
+        blend = self._blend()
         act, own = self._behaviour(blend)
         episode = run_episode(self.env, act, self._next_seed())
         reward = self.reward(episode.images, episode.context)
@@ -308,14 +324,16 @@ class Trainer:
 
     def _update_policy(self, observations: Observation, actions: Tensor, reward: Tensor) -> dict[str, float]:
         """PPO with the terminal reward as the return of every step: no discount, no GAE."""
-        config, std = self.config, self.config.std_at(self.iteration)
+        config, std = self.config, value_at(self.config.action_std, self.iteration)
         batch = {name: value.flatten(0, 1) for name, value in observations.items()}  # (T * N, ...)
         actions = actions.flatten(0, 1)
-        returns = standardise(reward).repeat(config.num_steps)
+        returns = standardise(reward).repeat(len(actions) // len(reward))
         with torch.no_grad():
             old_log_prob = gaussian_log_prob(actions, self.policy(batch), std)
             advantage = returns - self.critic(batch)[:, 0]
         policy_loss = value_loss = torch.zeros(())
+        for group in self.optimiser.param_groups:
+            group["lr"] = value_at(config.learning_rate, self.iteration)
         for _ in range(config.num_epochs):
             order = torch.randperm(len(actions), generator=self.generator).to(self.device)
             for index in order.chunk(config.num_minibatches):
@@ -375,6 +393,7 @@ def make_network(env: gym.vector.VectorEnv, hidden_dim: int, num_outputs: int) -
         grid_size=round(length**0.5),
         num_outputs=num_outputs,
         hidden_dim=hidden_dim,
+        head_dims=(hidden_dim // 4, 2 * hidden_dim, hidden_dim),
         num_classes=unwrapped(env).sampler.num_classes,
     ).to(unwrapped(env).device)
 
@@ -418,7 +437,7 @@ def train(config: Config, out: Path, resume: bool = False) -> RunResult:
     if not resume:
         save_checkpoint(trainer.state_dict(), out / "checkpoint.pt")
     writer = SummaryWriter(str(out / "tensorboard"), purge_step=trainer.iteration + 1)
-    held_out = handcrafted.metrics
+    learned, held_out = None, handcrafted.metrics
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -433,7 +452,8 @@ def train(config: Config, out: Path, resume: bool = False) -> RunResult:
             record = trainer.step()
             last = trainer.iteration == config.num_iterations
             if last or trainer.iteration % config.eval_interval == 0:
-                held_out = evaluator(torch.no_grad()(trainer.act), first).metrics
+                learned = evaluator(torch.no_grad()(trainer.act), first)
+                held_out = learned.metrics
                 record |= {f"held_out/{name}": value for name, value in held_out.items()}
                 if not CONSOLE.is_terminal:  # a log file gets lines instead of the bar
                     CONSOLE.print(
@@ -450,15 +470,16 @@ def train(config: Config, out: Path, resume: bool = False) -> RunResult:
             description = f"AdaGen  reward {record['reward']:.3f}  held-out FID {held_out['fid']:.2f}"
             bar.update(task, completed=trainer.iteration, description=description)
     writer.close()
-    return _finish(trainer, evaluator, handcrafted, log, out)
+    if learned is None:  # the run that is resumed was complete
+        learned = evaluator(torch.no_grad()(trainer.act), first)
+    return _finish(trainer, handcrafted, learned, log, out)
 
 
 def _finish(
-    trainer: Trainer, evaluator: Evaluator, handcrafted: Evaluation, log: MetricsLog, out: Path
+    trainer: Trainer, handcrafted: Evaluation, learned: Evaluation, log: MetricsLog, out: Path
 ) -> RunResult:
-    """Evaluates the final policy and writes the pictures, the summary and the report."""
+    """Writes the pictures, the summary and the report."""
     config = trainer.config
-    learned = evaluator(torch.no_grad()(trainer.act), held_out_seed(config.seed, config.eval_images))
     verdict = _verdict(trainer.reward, handcrafted, learned)
     columns = 40
     save_samples(
@@ -527,7 +548,8 @@ def read_config(run_dir: Path) -> Config:
     if not path.is_file():
         raise ValueError(f"{run_dir} is not a run directory: it has no config.json")
     values = json.loads(path.read_text())
-    values["action_std"] = tuple((int(first), float(std)) for first, std in values["action_std"])
+    for name in SCHEDULED:
+        values[name] = tuple((int(first), float(value)) for first, value in values[name])
     return Config(**values)
 
 
@@ -581,12 +603,75 @@ def load_policy(run_dir: Path | str, fidelity: float = 1.0, device: str = "cpu")
     if diversity is None:
         if fidelity != 1.0:
             raise ValueError(f"{run_dir} has one policy only; train a second with --diversity-run {run_dir}")
-        return PolicyActor(networks.config, networks.policy)
+        return PolicyActor(networks.config.env_id, networks.config.env_kwargs, networks.policy)
 
     def blended(observation: Observation) -> Tensor:
         return torch.lerp(diversity(observation), networks.policy(observation), fidelity)
 
-    return PolicyActor(networks.config, blended)
+    return PolicyActor(networks.config.env_id, networks.config.env_kwargs, blended)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedPolicy:
+    """What one of AdaGen's released policies was trained on.
+
+    Attributes:
+        env_id, env_kwargs: its task; `observe` and `device` are added.
+        params: the schedule parameters, whose spans turn its raw outputs into actions.
+    """
+
+    env_id: str
+    env_kwargs: dict[str, Any]
+    params: tuple[ScheduleParam, ...]
+
+
+RELEASED_POLICIES = {
+    "maskgit_policy": ReleasedPolicy(
+        "AdaGen/MaskGIT-v0",
+        {"backbone": "imagenet256-maskgit-l", "num_steps": 16, "smoothing": 0.8},
+        maskgit.schedule(16, guidance_weight=1.0),
+    ),
+    "dit_policy": ReleasedPolicy(
+        "AdaGen/DiT-v0",
+        {"backbone": "imagenet256-dit-xl-2", "num_steps": 16, "smoothing": 0.4},
+        diffusion.schedule(17),
+    ),
+    "sit_policy": ReleasedPolicy(
+        "AdaGen/SiT-v0",
+        {"backbone": "imagenet256-sit-xl-2", "num_steps": 16, "smoothing": 0.8},
+        flow.schedule(17),
+    ),
+    "var_d16_policy": ReleasedPolicy(
+        "AdaGen/VAR-v0", {"backbone": "imagenet256-var-d16", "num_steps": 10}, var.schedule(10, 4096)
+    ),
+    "var_d30_policy": ReleasedPolicy(
+        "AdaGen/VAR-v0", {"backbone": "imagenet256-var-d30", "num_steps": 10}, var.schedule(10, 4096)
+    ),
+}
+
+
+def load_official_policy(path: Path | str, name: str | None = None, device: str = "cpu") -> PolicyActor:
+    """Returns a released AdaGen policy as an actor: its raw outputs, unbounded, in the units of our actions.
+
+    The released networks answer in the bijectors' unbounded space before smoothing, so an action is the output over
+    the parameter's span. They see the features and the step, not the class.
+
+    Args:
+        path: the released file, or a training checkpoint of AdaNAT with the same network inside.
+        name: one of `RELEASED_POLICIES`; by default the file's own name.
+        device: where the policy and its environment run.
+    """
+    path = Path(path)
+    name = path.stem if name is None else name
+    if name not in RELEASED_POLICIES:
+        raise ValueError(f"name must be one of {', '.join(RELEASED_POLICIES)}, got {name!r}")
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; download it from {RELEASES[name].page}")
+    released = RELEASED_POLICIES[name]
+    policy = released_network(read_state_dict(path)).to(device)
+    spans = torch.tensor([param.span for param in released.params], device=device)
+    env_kwargs = released.env_kwargs | {"observe": ["features", "step"], "device": device}
+    return PolicyActor(released.env_id, env_kwargs, lambda observation: policy(observation) / spans)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -53,11 +53,16 @@ def refine(env: VectorEnv, networks: Networks, repeats: int, candidates: int, se
         repeats: attempts for each image.
         candidates: next states for each decision; 1 of both is plain sampling, the environment's images.
         seed: of the first image.
+
+    Raises:
+        ValueError: if a number is below 1, or lookahead is asked of deterministic transitions.
     """
     for name, value in (("repeats", repeats), ("candidates", candidates)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     inner = unwrapped(env)
+    if candidates > 1 and not inner.sampler.stochastic:
+        raise ValueError(f"candidates must be 1 where transitions are deterministic, got {candidates}")
     seeds = torch.arange(seed, seed + env.num_envs, device=inner.device)
     context = inner.contexts.draw(BatchRng(seeds))
     attempts = [
@@ -135,7 +140,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Prints the held-out metrics of plain sampling, of each refinement, and of both."""
+    """Prints the held-out metrics of plain sampling, of each refinement that the environment allows, and of both."""
     networks = load_networks(arguments.run)
     config = networks.config
     env = gym.make_vec(
@@ -146,8 +151,9 @@ def main(arguments: Arguments) -> None:
     table = Table(title=f"refinement of {arguments.run}, {arguments.num_images} held-out images")
     for column in ("sampling", "fid", "precision", "recall", "accuracy", "network evaluations an image"):
         table.add_column(column, justify="left" if column == "sampling" else "right")
-    repeats, candidates = arguments.repeats, arguments.candidates
-    for r, k in ((1, 1), (repeats, 1), (1, candidates), (repeats, candidates)):
+    repeats = arguments.repeats
+    candidates = arguments.candidates if unwrapped(env).sampler.stochastic else 1
+    for r, k in dict.fromkeys(((1, 1), (repeats, 1), (1, candidates), (repeats, candidates))):
         starts = range(0, arguments.num_images, arguments.batch_size)
         parts = [refine(env, networks, r, k, first + start) for start in starts]
         images, context = torch.cat([p.images for p in parts]), torch.cat([p.context for p in parts])

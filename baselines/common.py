@@ -22,8 +22,8 @@ from torch import Tensor
 from genenv.checkpoints import write_text
 from genenv.evaluation import HELD_OUT_SEED, Evaluator, held_out_seed
 from genenv.metrics.intervals import interval
-from genenv.protocols import Actor, Observation
-from genenv.rollout import run_episode, unwrapped
+from genenv.protocols import Actor
+from genenv.rollout import run_episode, schedule_actor, unwrapped
 from genenv.schedules import ScheduleParam
 
 TUNING_SEED = HELD_OUT_SEED // 2
@@ -148,26 +148,6 @@ def tuning_seed(seed: int, num_images: int) -> int:
 def static_kwargs(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns keyword arguments under which an actor sets a static schedule in physical units."""
     return dict(env_kwargs) | {"action_mode": "physical", "observe": ["step"], "smoothing": 0.0}
-
-
-def handcrafted(params: Sequence[ScheduleParam]) -> Tensor:
-    """Returns the hand-crafted schedule (T, A) float64 in physical units."""
-    return torch.stack([param.static.double() for param in params], dim=1)
-
-
-def schedule_actor(table: Tensor) -> Actor:
-    """Returns the actor that plays a schedule, in an environment of `static_kwargs`.
-
-    Args:
-        table: (T, A) float64 in physical units, or (N, T, A), one for each image.
-    """
-
-    def act(observation: Observation) -> Tensor:
-        step = observation["step"]
-        rows = table.to(step.device).expand(len(step), *table.shape[-2:])
-        return rows[torch.arange(len(step), device=step.device), step]
-
-    return act
 
 
 class StaticSchedules:

@@ -24,13 +24,13 @@ from baselines.common import (
     Task,
     main,
     progress_bar,
-    schedule_actor,
     static_kwargs,
     tuning_seed,
 )
 from genenv.checkpoints import load_generator
 from genenv.data import digits
 from genenv.metrics.frechet import frechet_distance, moments
+from genenv.rollout import schedule_actor
 from genenv.schedules import ActionDecoder
 
 Score = Callable[[Tensor], float]

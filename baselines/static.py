@@ -19,13 +19,12 @@ from baselines.common import (
     Result,
     StaticSchedules,
     Task,
-    handcrafted,
     main,
     progress_bar,
-    schedule_actor,
     static_kwargs,
     tuning_seed,
 )
+from genenv.rollout import handcrafted, schedule_actor
 from genenv.schedules import ScheduleParam
 
 GUIDANCE = "guidance_weight"

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
+from genenv.closed_loop import closed_loop, hand_crafted_params
+from genenv.protocols import Context, Sampler
 from genenv.rng import BatchRng
 from genenv.rollout import unwrapped
 
 BATCH_SIZES = (1, 8, 64, 256)
 RATIO_ENVS = 64
+LOOP_ENVS = 16
+
+Run = Callable[[], Any]
+"""Something to be timed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
     """Speed of one environment.
+
+    An episode here is that of GenVectorEnv with zero actions and without a reward, from the first decision to the
+    decoded images and the reset that follows. Ratios are medians over interleaved repeats.
 
     Attributes:
         env_id: the id.
@@ -30,9 +41,16 @@ class Throughput:
         threads: CPU threads of torch.
         env_steps_per_second: of GenVectorEnv with 64 images, one step being one decision of one image.
         sampler_steps_per_second: of the bare sampler loop on the same weights and schedule.
-        ratio: median over interleaved repeats of the loop's time over the environment's; 1 means no overhead.
+        ratio: the loop's time over the environment's; 1 means no overhead.
+        overhead: share of the environment's time at 64 images that its network calls, made again by themselves, do
+            not take. They are all that the sampler asks of its networks, the decoding of the images included.
+        closed_loop_speedup: time of the generator's plain loop (see `closed_loop`) over the environment's, at 16
+            images; above 1 the environment is faster.
+        separate_loop_speedup: the same over the loop with two guidance calls and a redundant pair at the end.
         images_per_second: {path: {num_envs: finished images a second}}; "native" is GenVectorEnv, "sb3" the
             Stable-Baselines3 adapter where that library is installed.
+        peak_memory: {num_envs: bytes}, the most that torch held on a CUDA device during an episode, weights included;
+            empty elsewhere.
     """
 
     env_id: str
@@ -41,75 +59,129 @@ class Throughput:
     env_steps_per_second: float
     sampler_steps_per_second: float
     ratio: float
+    overhead: float
+    closed_loop_speedup: float
+    separate_loop_speedup: float
     images_per_second: dict[str, dict[int, float]]
+    peak_memory: dict[int, int]
 
 
-def measure(env_id: str, device: str = "cpu", repeats: int = 9, **env_kwargs: Any) -> Throughput:
+def measure(
+    env_id: str,
+    device: str = "cpu",
+    repeats: int = 9,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    **env_kwargs: Any,
+) -> Throughput:
     """Returns the speed of an environment that plays the hand-crafted schedule without a reward.
 
     Args:
         env_id: a registered id.
         device: "cpu", "cuda", ...
         repeats: timings of each quantity; the median counts.
-        env_kwargs: further keyword arguments of the environment.
+        batch_sizes: numbers of images at which finished images a second, and memory, are measured.
+        env_kwargs: further keyword arguments of the environment, such as `backbone` and `dtype`.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
+    if min(batch_sizes) < 1:
+        raise ValueError(f"batch_sizes must be at least 1, got {min(batch_sizes)}")
 
     def make(num_envs: int) -> VectorEnv:
         kwargs: dict[str, Any] = {"reward": "none", "device": device} | env_kwargs
         return gym.make_vec(env_id, num_envs=num_envs, **kwargs)
 
     env = make(RATIO_ENVS)
-    place = unwrapped(env).device
-    native, bare = _native_episode(env), _sampler_episode(env)
-    for run in (native, bare):  # the first run is slower
-        run()
-    pairs = [(_seconds(native, place), _seconds(bare, place)) for _ in range(repeats)]
-    steps = RATIO_ENVS * unwrapped(env).sampler.horizon
+    place, horizon = unwrapped(env).device, unwrapped(env).sampler.horizon
+    parts = {"native": _native_episode, "sampler": _sampler_episode, "network": _network_replay}
+    at_64 = _interleaved(env, parts, repeats)
 
-    paths: dict[str, Callable[[VectorEnv], Callable[[], None]]] = {"native": _native_episode}
+    env = make(LOOP_ENVS)
+    loops = {"native": _native_episode, "loop": _closed_loop_episode, "separate": _separate_loop_episode}
+    at_16 = _interleaved(env, loops, repeats)
+
+    paths: dict[str, Callable[[VectorEnv], Run]] = {"native": _native_episode}
     if importlib.util.find_spec("stable_baselines3") is not None:
         paths["sb3"] = _sb3_episode
     images: dict[str, dict[int, float]] = {path: {} for path in paths}
-    for num_envs in BATCH_SIZES:
-        runs = {path: episode(make(num_envs)) for path, episode in paths.items()}
-        for run in runs.values():
-            run()
-        rounds = [{path: _seconds(run, place) for path, run in runs.items()} for _ in range(repeats)]
-        for path in paths:
-            images[path][num_envs] = num_envs / statistics.median(seconds[path] for seconds in rounds)
+    memory: dict[int, int] = {}
+    for num_envs in batch_sizes:
+        env = make(num_envs)
+        for path, seconds in _interleaved(env, paths, repeats).items():
+            images[path][num_envs] = num_envs / statistics.median(seconds)
+        if place.type == "cuda":
+            memory[num_envs] = _peak_memory(_native_episode(env), place)
     return Throughput(
         env_id=env_id,
         device=str(place),
         threads=torch.get_num_threads(),
-        env_steps_per_second=steps / statistics.median(native for native, _ in pairs),
-        sampler_steps_per_second=steps / statistics.median(bare for _, bare in pairs),
-        ratio=statistics.median(bare / native for native, bare in pairs),
+        env_steps_per_second=RATIO_ENVS * horizon / statistics.median(at_64["native"]),
+        sampler_steps_per_second=RATIO_ENVS * horizon / statistics.median(at_64["sampler"]),
+        ratio=_median_ratio(at_64["sampler"], at_64["native"]),
+        overhead=1 - _median_ratio(at_64["network"], at_64["native"]),
+        closed_loop_speedup=_median_ratio(at_16["loop"], at_16["native"]),
+        separate_loop_speedup=_median_ratio(at_16["separate"], at_16["native"]),
         images_per_second=images,
+        peak_memory=memory,
     )
 
 
-@torch.no_grad()
 def sampler_states(env: VectorEnv, seed: int = 0) -> Iterator[Any]:
-    """Yields the T + 1 states of the hand-crafted schedule, from the sampler alone.
+    """Returns an iterator over the T + 1 states of the hand-crafted schedule, from the sampler alone.
 
     Args:
         env: a GenVectorEnv or wrappers around one; only its sampler, contexts and number of images are used.
         seed: image i has the seed `seed + i`.
     """
-    inner = unwrapped(env)
-    sampler = inner.sampler
-    rng = BatchRng(torch.arange(seed, seed + env.num_envs, device=inner.device))
-    static = {p.name: p.static.to(inner.device)[:, None].expand(-1, env.num_envs) for p in sampler.params}
-    state = sampler.start(inner.contexts.draw(rng), rng)
+    return _states(unwrapped(env).sampler, *_context_and_rng(env, seed))
+
+
+@torch.no_grad()
+def network_calls(env: VectorEnv) -> list[Run]:
+    """Returns the calls that the sampler makes of its networks in an episode, in order and ready to be made again.
+
+    A sampler's networks are whatever callables it was given, and their methods.
+    """
+    sampler, calls = copy.copy(unwrapped(env).sampler), []
+    for name, value in vars(sampler).items():
+        if callable(value):
+            setattr(sampler, name, _Recorder(value, calls))
+    *_, last = _states(sampler, *_context_and_rng(env))
+    sampler.decode(last)
+    return calls
+
+
+class _Recorder:
+    """Stands in for a network, or a method of one, and keeps the calls that are made of it."""
+
+    def __init__(self, network: Callable[..., Any], calls: list[Run]):
+        self.network, self.calls = network, calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(functools.partial(self.network, *args, **kwargs))
+        return self.network(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.network, name)
+        return _Recorder(value, self.calls) if callable(value) else value
+
+
+@torch.no_grad()
+def _states(sampler: Sampler, context: Context, rng: BatchRng) -> Iterator[Any]:
+    state = sampler.start(context, rng)
     yield state
-    for t in range(sampler.horizon):
-        state = sampler.advance(state, {name: values[t] for name, values in static.items()}, rng)
+    for params in hand_crafted_params(sampler.params, context):
+        state = sampler.advance(state, params, rng)
         yield state
 
 
-def _sampler_episode(env: VectorEnv) -> Callable[[], None]:
+def _context_and_rng(env: VectorEnv, seed: int = 0) -> tuple[Context, BatchRng]:
+    inner = unwrapped(env)
+    rng = BatchRng(torch.arange(seed, seed + env.num_envs, device=inner.device))
+    return inner.contexts.draw(rng), rng
+
+
+def _sampler_episode(env: VectorEnv) -> Run:
     def run() -> None:
         *_, last = sampler_states(env)
         with torch.no_grad():
@@ -118,7 +190,26 @@ def _sampler_episode(env: VectorEnv) -> Callable[[], None]:
     return run
 
 
-def _native_episode(env: VectorEnv) -> Callable[[], None]:
+def _network_replay(env: VectorEnv) -> Run:
+    calls = network_calls(env)
+
+    @torch.no_grad()
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
+def _closed_loop_episode(env: VectorEnv) -> Run:
+    return lambda: closed_loop(unwrapped(env).sampler, *_context_and_rng(env))
+
+
+def _separate_loop_episode(env: VectorEnv) -> Run:
+    return lambda: closed_loop(unwrapped(env).sampler, *_context_and_rng(env), separate=True)
+
+
+def _native_episode(env: VectorEnv) -> Run:
     inner = unwrapped(env)
     actions = torch.zeros(env.num_envs, len(inner.sampler.params), device=inner.device)
     env.reset(seed=0)
@@ -130,7 +221,7 @@ def _native_episode(env: VectorEnv) -> Callable[[], None]:
     return run
 
 
-def _sb3_episode(env: VectorEnv) -> Callable[[], None]:
+def _sb3_episode(env: VectorEnv) -> Run:
     import numpy as np
 
     from genenv.integrations.sb3 import GenVecEnv
@@ -147,9 +238,32 @@ def _sb3_episode(env: VectorEnv) -> Callable[[], None]:
     return run
 
 
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
+def _interleaved(
+    env: VectorEnv, episodes: dict[str, Callable[[VectorEnv], Run]], repeats: int
+) -> dict[str, list[float]]:
+    """Returns the seconds {name: [one for each repeat]} of several ways to make an episode, taken in turns."""
+    device = unwrapped(env).device
+    runs = {name: episode(env) for name, episode in episodes.items()}
+    for run in runs.values():  # the first one is slower
+        _seconds(run, device)
+    rounds = [{name: _seconds(run, device) for name, run in runs.items()} for _ in range(repeats)]
+    return {name: [seconds[name] for seconds in rounds] for name in runs}
+
+
+def _median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def _seconds(run: Run, device: torch.device) -> float:
     start = time.perf_counter()
     run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def _peak_memory(run: Run, device: torch.device) -> int:
+    """Returns the most bytes that torch held on a CUDA device at a time."""
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device)

@@ -1,12 +1,14 @@
-"""Where the weights of a backbone lie, and loading them safely."""
+"""Where weights lie, and loading them safely: the shipped networks, and the released checkpoints of others."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,32 +20,67 @@ from torch import Tensor, nn
 
 from genenv.models.digits_classifier import DigitsClassifier
 from genenv.models.digits_discriminator import DigitsDiscriminator
+from genenv.models.digits_msvq import DigitsMSVQ
 from genenv.models.digits_vq import DigitsVQ
+from genenv.models.dit import dit_digits, sit_digits
+from genenv.models.llamagen import llamagen_digits
 from genenv.models.maskgit import maskgit_digits
+from genenv.models.var import var_digits
+from genenv.releases import BACKBONES as RELEASED_BACKBONES
+from genenv.releases import RELEASES, Release
 
 DIGITS_PARTS: dict[str, Callable[[], nn.Module]] = {
     "vq": DigitsVQ,
     "maskgit": maskgit_digits,
+    "msvq": DigitsMSVQ,
+    "var": var_digits,
+    "llamagen": llamagen_digits,
+    "dit": dit_digits,
+    "sit": sit_digits,
     "discriminator": DigitsDiscriminator,
     "judge": lambda: DigitsClassifier(width=32),
     "reward_features": lambda: DigitsClassifier(width=24),
 }
 """Networks of the digits tier, each in `<part>.safetensors`."""
 
-BACKBONES = {"digits": DIGITS_PARTS}
-LICENCES = {"digits": "MIT; trained on the UCI handwritten digits, CC BY 4.0"}
-"""Backbone -> the licence of its weights."""
+LICENCE = "MIT; trained on the UCI handwritten digits, CC BY 4.0"
+"""Of the digits tier."""
+
+BACKBONES = ("digits", *RELEASED_BACKBONES)
+"""Names of the generators."""
 
 MANIFEST = "manifest.json"
+RANDOM = "random:"
+"""Before the name of a released backbone: its networks with random weights, to measure speed without a download."""
+NESTED = ("ema", "model", "module", "state_dict")
+"""Keys under which training scripts keep the weights, the averaged ones first."""
 
 
 class CheckpointError(ValueError):
     """A weight file is missing, damaged or not the expected one."""
 
 
+def is_released(backbone: str) -> bool:
+    """Returns whether a backbone is a released generator, rather than networks of the zoo."""
+    return backbone.removeprefix(RANDOM) in RELEASED_BACKBONES
+
+
+def backbones_with(parts: Sequence[str]) -> list[str]:
+    """Returns the named backbones that have all these parts."""
+    have = {"digits": DIGITS_PARTS, **RELEASED_BACKBONES}
+    return [name for name in BACKBONES if set(parts) <= set(have[name])]
+
+
+def licences(backbone: str) -> dict[str, str]:
+    """Returns {file: licence} of a named backbone's weights."""
+    if backbone == "digits":
+        return {"*.safetensors": LICENCE}
+    return {RELEASES[name].file: RELEASES[name].licence for name in RELEASED_BACKBONES[backbone].values()}
+
+
 def backbone_folder(backbone: str) -> Path:
-    """Returns the folder of a backbone: a shipped one by name, or a folder that `genenv zoo build` wrote."""
-    if backbone in BACKBONES:
+    """Returns the folder of digits networks: the shipped one, or a folder that `genenv zoo build` wrote."""
+    if backbone == "digits":
         return Path(str(files("genenv") / "assets" / backbone))
     if os.sep in backbone or Path(backbone).is_dir():
         folder = Path(backbone).expanduser()
@@ -54,7 +91,7 @@ def backbone_folder(backbone: str) -> Path:
             )
         return folder
     raise ValueError(
-        f"backbone must be one of {', '.join(map(repr, BACKBONES))} or a folder of the zoo, got {backbone!r}"
+        f"backbone must be 'digits', another name that `genenv list` shows, or a folder of the zoo, got {backbone!r}"
     )
 
 
@@ -64,20 +101,112 @@ def load_generator(part: str, backbone: str) -> Any:
     Args:
         part: the network's name, such as "maskgit", "vq" or "judge".
         backbone: a backbone's name, or a folder of the zoo.
+
+    Raises:
+        ValueError: if there is no such backbone, or it has no such part.
+        CheckpointError: if its file is missing, damaged or another one.
     """
+    if is_released(backbone):
+        parts = RELEASED_BACKBONES[backbone.removeprefix(RANDOM)]
+        _check_part(part, backbone, parts)
+        if backbone.startswith(RANDOM):
+            return RELEASES[parts[part]].build().eval().requires_grad_(False)
+        return load_release(parts[part])
     folder = backbone_folder(backbone)
-    parts = BACKBONES.get(backbone, DIGITS_PARTS)
+    _check_part(part, backbone, DIGITS_PARTS)
+    model = DIGITS_PARTS[part]()
+    path = folder / f"{part}.safetensors"
+    load_state(model, load_tensors(path), path)
+    return model.eval().requires_grad_(False)
+
+
+def _check_part(part: str, backbone: str, parts: Iterable[str]) -> None:
     if part not in parts:
         raise ValueError(f"backbone {backbone!r} has no {part!r}; it has {', '.join(parts)}")
-    model = parts[part]()
-    load_state(model, load_tensors(folder / f"{part}.safetensors"), folder / f"{part}.safetensors")
+
+
+def load_release(name: str, local_files_only: bool = False) -> Any:
+    """Returns the network of a released checkpoint in eval mode, without gradients.
+
+    Args:
+        name: a key of `genenv.releases.RELEASES`.
+        local_files_only: never download. HF_HUB_OFFLINE=1 in the environment does the same.
+    """
+    release = RELEASES[name]
+    path = locate(release, local_files_only)
+    check_recorded(path)
+    with torch.device("meta"):
+        model = release.build()
+    load_state(model, read_state_dict(path), path)
     return model.eval().requires_grad_(False)
+
+
+def checkpoint_folder() -> Path:
+    """Returns the folder of the released checkpoints: $GENENV_HOME, by default ~/.cache/genenv."""
+    return Path(os.environ.get("GENENV_HOME", "~/.cache/genenv")).expanduser()
+
+
+def locate(release: Release, local_files_only: bool = False) -> Path:
+    """Returns the path of a released file: in `checkpoint_folder`, or downloaded there where that can be done."""
+    path = checkpoint_folder() / release.file
+    if path.is_file():
+        return path
+    remedy = f"download it from {release.page} and put it at {path} (or set GENENV_HOME to its folder)"
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    if local_files_only or offline or release.url is None:
+        reason = "it cannot be fetched automatically" if release.url is None else "downloads are switched off"
+        raise CheckpointError(f"{release.file} is missing and {reason}: {remedy}")
+    try:
+        with replacing(path) as partial:
+            torch.hub.download_url_to_file(release.url, str(partial))
+    except OSError as error:
+        raise CheckpointError(f"{release.file} could not be downloaded ({error}): {remedy}") from None
+    return path
+
+
+def check_recorded(path: Path) -> None:
+    """Compares a released file with the hash at its first use, which is recorded beside it; none is published."""
+    record = path.parent / "recorded_sha256.json"
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    found = sha256(path)
+    if known.setdefault(path.name, found) != found:
+        raise CheckpointError(
+            f"{path} has sha256 {found}, but {known[path.name]} when it was first used; download it again, "
+            f"or remove its line from {record} if you replaced it on purpose"
+        )
+    if not record.is_file() or path.name not in json.loads(record.read_text()):
+        write_text(record, json.dumps(known, indent=2) + "\n")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a .safetensors, .pth, .pt or .ckpt file, wherever the usual scripts nest them.
+
+    Nothing but tensors, plain containers and the `argparse.Namespace` of training scripts is unpickled.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or holds no state dict.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from None
+    while isinstance(state, dict) and not all(isinstance(value, Tensor) for value in state.values()):
+        inner = [state[key] for key in NESTED if isinstance(state.get(key), dict)]
+        if not inner:
+            break
+        state = inner[0]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} holds no state dict, at the top or under {', '.join(NESTED)}")
+    return state
 
 
 def load_state(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Loads tensors into a model, with a readable error where names or shapes differ."""
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from None
 
@@ -134,7 +263,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def sha256(path: Path) -> str:
     """Returns the hexadecimal SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def torch_device(device: str) -> torch.device:

@@ -67,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("bench", _bench, "Measure speed beside the bare generator.", env_id=True)
     sub.add_argument("--device", default="cpu")
+    sub.add_argument("--dtype", help="of the generator's network: float32, bfloat16 or float16")
+    sub.add_argument(
+        "--num-images", type=int, nargs="+", metavar="N", help="images at once, in place of the usual numbers"
+    )
     sub.add_argument("--threads", type=int, help="CPU threads of torch")
     sub.add_argument("--repeats", type=int, default=9, help="timings of each number (default 9)")
     sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON too")
@@ -92,20 +96,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from genenv.checkpoints import BACKBONES, LICENCES
+    from genenv.checkpoints import backbones_with, licences
     from genenv.rewards import REWARDS
     from genenv.rollout import unwrapped
 
     for env_id, kwargs in genenv.IDS.items():
         inner = unwrapped(gym.make_vec(env_id, num_envs=1, reward="none"))
+        parts = importlib.import_module(kwargs["sampler"].partition(":")[0]).PARTS
         print(env_id)
         rows = [
             ("action", ", ".join(param.name for param in inner.sampler.params)),
             ("observation", ", ".join([*inner.sampler.fields, "step", "context", "prev_action"])),
-            ("steps", str(kwargs["num_steps"])),
-            ("backbones", ", ".join(BACKBONES)),
-            ("rewards", ", ".join(["none", *REWARDS])),
-            *((f"weights of {name}", LICENCES[name]) for name in BACKBONES),
+            ("decisions", str(inner.sampler.horizon)),
+            ("rewards", ", ".join(["none", "default", *REWARDS])),
+            *((f"weights of {name}", _in_words(licences(name))) for name in backbones_with(parts)),
         ]
         _print_table(rows, indent=2)
     return 0
@@ -151,7 +155,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     import torch
 
-    from genenv.bench import RATIO_ENVS, measure
+    from genenv.bench import BATCH_SIZES, LOOP_ENVS, RATIO_ENVS, measure
     from genenv.checkpoints import write_text
 
     if options.threads is not None:
@@ -159,20 +163,29 @@ def _bench(options: argparse.Namespace) -> int:
             raise CommandError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
     env_kwargs = _env_kwargs(options)
-    result = measure(_known(options.env_id), options.device, options.repeats, **env_kwargs)
+    if options.dtype is not None:
+        env_kwargs["dtype"] = options.dtype
+    batch_sizes = options.num_images or BATCH_SIZES
+    result = measure(_known(options.env_id), options.device, options.repeats, batch_sizes, **env_kwargs)
     print(f"{result.env_id} on {result.device}, {result.threads} CPU threads, {RATIO_ENVS} images at once")
     rows = [
         ("environment", f"{result.env_steps_per_second:,.0f} steps/s"),
         ("bare sampler loop", f"{result.sampler_steps_per_second:,.0f} steps/s"),
         ("ratio", f"{result.ratio:.3f}"),
+        ("overhead over the bare network calls", f"{result.overhead:.1%}"),
+        (f"speed over the released loop, {LOOP_ENVS} images", f"{result.closed_loop_speedup:.3f}"),
+        (f"speed over separate calls, {LOOP_ENVS} images", f"{result.separate_loop_speedup:.3f}"),
     ]
     _print_table(rows)
-    paths = result.images_per_second
-    table = [
-        (str(n), *(f"{speeds[n]:,.0f}" for speeds in paths.values())) for n in next(iter(paths.values()))
-    ]
+    columns = {
+        path: {n: f"{speed:,.1f}" for n, speed in speeds.items()}
+        for path, speeds in result.images_per_second.items()
+    }
+    if result.peak_memory:
+        columns["peak memory"] = {n: f"{size / 2**30:.2f} GiB" for n, size in result.peak_memory.items()}
     print("\nimages/s")
-    _print_table([("images at once", *paths), *table])
+    table = [(str(n), *(column[n] for column in columns.values())) for n in batch_sizes]
+    _print_table([("images at once", *columns), *table])
     if options.json:
         write_text(options.json, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
     return 0
@@ -255,6 +268,14 @@ def _load(path: str) -> Any:
         raise CommandError(f"--policy: module {module} has no {attribute!r}") from None
     finally:
         sys.path.remove("")
+
+
+def _in_words(licences: dict[str, str]) -> str:
+    """Returns "licence (file, file); licence (file)"."""
+    files: dict[str, list[str]] = {}
+    for file, licence in licences.items():
+        files.setdefault(licence, []).append(file)
+    return "; ".join(f"{licence} ({', '.join(names)})" for licence, names in files.items())
 
 
 def _print_table(rows: Iterable[tuple[str, ...]], indent: int = 0) -> None:

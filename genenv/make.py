@@ -7,6 +7,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
+from types import NoneType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from gymnasium.vector import VectorEnv
 
 from genenv.checkpoints import torch_device
 from genenv.contexts import ClassLabels
+from genenv.protocols import Sampler
 from genenv.rewards import make_reward
 from genenv.single_env import GenEnv
 from genenv.vector_env import GenVectorEnv
@@ -36,7 +38,11 @@ def _are_names(value: Any) -> bool:
 TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_envs": (_is_a(Integral), "a whole number of images, such as 64"),
     "backbone": (_is_a(str), "a name or a folder, such as 'digits'"),
-    "num_steps": (_is_a(Integral), "a whole number of decisions, such as 4"),
+    "num_steps": (
+        _is_a(Integral, NoneType),
+        "a whole number of steps, such as 4, or None for the paradigm's own",
+    ),
+    "tokens_per_decision": (_is_a(Integral, NoneType), "a whole number, or None for a row of the grid"),
     "smoothing": (_is_a(Real), "a number in [0, 1); 0 does not smooth"),
     "observe": (_are_names, "a list of names, such as ['tokens', 'step'], or None for the usual ones"),
     "device": (_is_a(str, torch.device), "a name, such as 'cpu', 'cuda' or 'auto'"),
@@ -44,12 +50,26 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Keyword argument -> (what is legal, what it must be); the parts of an environment check what they receive."""
 
 
+SAMPLER_ARGUMENTS = ("backbone", "num_steps", "device", "dtype", "needs_features", "compile")
+"""What every paradigm's `make_sampler` takes; its further parameters are keyword arguments of its ids."""
+
+
+def _sampler_factory(sampler: str) -> tuple[Callable[..., Sampler], list[str]]:
+    """Returns the function that "module:function" names, and the keyword arguments of its own."""
+    module, _, function = sampler.partition(":")
+    factory = getattr(importlib.import_module(module), function)
+    names = inspect.signature(factory).parameters
+    return factory, [name for name in names if name not in SAMPLER_ARGUMENTS]
+
+
 def _checked(make: Callable[..., VectorEnv]) -> Callable[..., VectorEnv]:
     """Turns a wrong name or type among the keyword arguments into a ValueError with the remedy."""
-    accepted = inspect.signature(make).parameters
+    parameters = inspect.signature(make).parameters.values()
+    common = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
 
     @functools.wraps(make)
-    def checked(num_envs: int = 1, **kwargs) -> VectorEnv:
+    def checked(num_envs: int = 1, *, sampler: str, **kwargs) -> VectorEnv:
+        accepted = [*common, *_sampler_factory(sampler)[1]]
         for name, value in {"num_envs": num_envs, **kwargs}.items():
             if name not in accepted:
                 raise ValueError(
@@ -58,7 +78,7 @@ def _checked(make: Callable[..., VectorEnv]) -> Callable[..., VectorEnv]:
             legal, rule = TYPES.get(name, (None, ""))
             if legal is not None and not legal(value):
                 raise ValueError(f"{name} must be {rule}, got {value!r}")
-        return make(num_envs, **kwargs)
+        return make(num_envs, sampler=sampler, **kwargs)
 
     return checked
 
@@ -69,7 +89,7 @@ def vector(
     *,
     sampler: str,
     backbone: str,
-    num_steps: int,
+    num_steps: int | None,
     reward: str | Mapping[str, float] = "none",
     smoothing: float = 0.0,
     observe: Sequence[str] | None = None,
@@ -81,15 +101,17 @@ def vector(
     autoreset_mode: str = "SameStep",
     render_mode: str | None = None,
     compile: bool = False,
+    **options: Any,
 ) -> VectorEnv:
     """Returns a batch of N environments, for `gymnasium.make_vec`.
 
     Args:
         num_envs: N.
         sampler: "module:function" that makes the paradigm's sampler; set by the id.
-        backbone: the generator's weights: "digits", or a folder that `genenv zoo build` wrote.
-        num_steps: decisions T for each image.
-        reward: "none", a reward's name, "module:factory", or {name: weight} of several.
+        backbone: the generator's weights: a name that `genenv list` shows, such as "digits", or a folder that
+            `genenv zoo build` wrote.
+        num_steps: generation steps of each image; None for the paradigm's own number.
+        reward: "none", "default" (the backbone's own), a name, "module:factory", or {name: weight} of several.
         smoothing: decay of the moving average over the actions, in [0, 1).
         observe: entries of the observation, such as ["features", "step", "context"].
         action_mode: "residual" or "physical".
@@ -100,6 +122,7 @@ def vector(
         autoreset_mode: "SameStep", "NextStep" or "Disabled".
         render_mode: None, "rgb_array" or "human".
         compile: run the network through torch.compile.
+        options: keyword arguments of the paradigm, such as the `solver` of DiT and SiT.
 
     Raises:
         ValueError: if a keyword argument is unknown, or its value is not legal.
@@ -107,14 +130,14 @@ def vector(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     place = torch_device(device)
-    module, _, function = sampler.partition(":")
-    generator = getattr(importlib.import_module(module), function)(
+    generator = _sampler_factory(sampler)[0](
         backbone=backbone,
         num_steps=num_steps,
         device=place,
         dtype=DTYPES[dtype],
         needs_features=observe is not None and "features" in observe,
         compile=compile,
+        **options,
     )
     env: VectorEnv = GenVectorEnv(
         generator,

@@ -46,6 +46,8 @@ class Sampler(Protocol[S]):
     horizon: int
     num_classes: int
     image_shape: tuple[int, int, int]
+    stochastic: bool
+    """Whether `advance` draws: only then is there a choice of next states for the same action."""
     fields: dict[str, Field]
     """What `observe` returns: the partial result under its own name, and "features" (L, D)."""
 

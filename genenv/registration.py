@@ -11,7 +11,31 @@ IDS: dict[str, dict[str, Any]] = {
         "sampler": "genenv.envs.maskgit:make_sampler",
         "backbone": "digits",
         "num_steps": 4,
-        "reward": "adversarial",
+        "reward": "default",
+    },
+    "AdaGen/VAR-v0": {
+        "sampler": "genenv.envs.var:make_sampler",
+        "backbone": "digits",
+        "num_steps": None,
+        "reward": "default",
+    },
+    "AdaGen/LlamaGen-v0": {
+        "sampler": "genenv.envs.raster_ar:make_sampler",
+        "backbone": "digits",
+        "num_steps": None,
+        "reward": "default",
+    },
+    "AdaGen/DiT-v0": {
+        "sampler": "genenv.envs.diffusion:make_sampler",
+        "backbone": "digits",
+        "num_steps": 8,
+        "reward": "default",
+    },
+    "AdaGen/SiT-v0": {
+        "sampler": "genenv.envs.flow:make_sampler",
+        "backbone": "digits",
+        "num_steps": 8,
+        "reward": "default",
     },
 }
 

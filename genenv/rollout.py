@@ -11,6 +11,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from genenv.protocols import Actor, Observation
+from genenv.schedules import ScheduleParam
 from genenv.vector_env import GenVectorEnv
 
 
@@ -56,6 +57,26 @@ def static_actor(env: VectorEnv) -> Actor:
     shape = (env.num_envs, len(unwrapped(env).sampler.params))
     zeros = torch.zeros(shape, device=unwrapped(env).device)
     return lambda observation: zeros
+
+
+def handcrafted(params: Sequence[ScheduleParam]) -> Tensor:
+    """Returns the hand-crafted schedule (T, A) float64 in physical units."""
+    return torch.stack([param.static.double() for param in params], dim=1)
+
+
+def schedule_actor(table: Tensor) -> Actor:
+    """Returns the actor that plays a schedule, in an environment with `action_mode="physical"` that observes the step.
+
+    Args:
+        table: (T, A) float64 in physical units, or (N, T, A), one for each image.
+    """
+
+    def act(observation: Observation) -> Tensor:
+        step = observation["step"]
+        rows = table.to(step.device).expand(len(step), *table.shape[-2:])
+        return rows[torch.arange(len(step), device=step.device), step]
+
+    return act
 
 
 @torch.no_grad()

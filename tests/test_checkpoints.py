@@ -99,8 +99,8 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path):
 
 
 def test_a_network_that_a_backbone_has_not_is_refused():
-    with pytest.raises(ValueError, match="backbone 'digits' has no 'var'; it has vq, maskgit, "):
-        load_generator("var", "digits")
+    with pytest.raises(ValueError, match="backbone 'digits' has no 'vae'; it has vq, maskgit, "):
+        load_generator("vae", "digits")
 
 
 @pytest.mark.parametrize(

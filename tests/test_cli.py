@@ -67,18 +67,65 @@ def test_evaluate_measures_the_hand_crafted_schedule_and_a_policy(capsys, monkey
 
 
 def test_bench_prints_and_writes_the_speed(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "BATCH_SIZES", (1, 2))
     monkeypatch.setattr(bench, "RATIO_ENVS", 2)
+    monkeypatch.setattr(bench, "LOOP_ENVS", 2)
     threads = torch.get_num_threads()
     path = tmp_path / "bench.json"
-    command = ["bench", "--repeats", "2", "--num-steps", "2", "--threads", str(threads), "--json", str(path)]
-    assert cli.main(command) == 0
-    assert "bare sampler loop" in capsys.readouterr().out
+    command = (
+        f"bench --backbone digits --dtype bfloat16 --num-steps 2 --num-images 1 2 --repeats 1 --json {path}"
+    )
+    assert cli.main([*command.split(), "--threads", str(threads)]) == 0
+    shown = capsys.readouterr().out
+    for row in (
+        "bare sampler loop",
+        "overhead over the bare network calls",
+        "speed over the released loop, 2 images",
+        "speed over separate calls, 2 images",
+    ):
+        assert row in shown
+    assert "peak memory" not in shown  # known on CUDA only
     found = json.loads(path.read_text())
     assert found["threads"] == threads
-    assert found["ratio"] > 0
+    assert min(found["ratio"], found["closed_loop_speedup"]) > 0
+    assert found["overhead"] < 1
     assert set(found["images_per_second"]["native"]) == {"1", "2"}
     assert min(found["images_per_second"]["native"].values()) > 0
+    assert found["peak_memory"] == {}
+
+
+def test_bench_passes_its_options_on_and_shows_the_memory_of_a_gpu(capsys, monkeypatch):
+    asked = {}
+
+    def measure(env_id, device, repeats, batch_sizes, **env_kwargs):
+        asked.update(env_kwargs, device=device, repeats=repeats, batch_sizes=batch_sizes)
+        speeds = dict.fromkeys(batch_sizes, 8.25)
+        return bench.Throughput(
+            env_id,
+            device,
+            1,
+            10.0,
+            11.0,
+            1.1,
+            0.0123,
+            1.5,
+            1.75,
+            {"native": speeds},
+            dict.fromkeys(batch_sizes, 3 << 29),
+        )
+
+    monkeypatch.setattr(bench, "measure", measure)
+    command = "bench AdaGen/DiT-v0 --backbone random:imagenet256-dit-xl-2 --dtype bfloat16 --device cuda"
+    assert cli.main([*command.split(), "--num-images", "64"]) == 0
+    assert asked == {
+        "backbone": "random:imagenet256-dit-xl-2",
+        "dtype": "bfloat16",
+        "device": "cuda",
+        "repeats": 9,
+        "batch_sizes": [64],
+    }
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[-2:] == [["images", "at", "once", "native", "peak", "memory"], ["64", "8.2", "1.50", "GiB"]]
+    assert ["overhead", "over", "the", "bare", "network", "calls", "1.2%"] in lines
 
 
 def test_play_draws_the_hand_crafted_schedule(capsys, monkeypatch, tmp_path):
@@ -136,9 +183,15 @@ def test_report_calls_the_writer(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("check CartPole-v1", "ENV_ID must be one of AdaGen/MaskGIT-v0, got 'CartPole-v1'"),
+        (
+            "check CartPole-v1",
+            "AdaGen/DiT-v0, AdaGen/SiT-v0, got 'CartPole-v1'",
+        ),
         ("check --num-steps 0", "num_steps must be at least 1, got 0"),
-        ("check --backbone mnist", "backbone must be one of 'digits' or a folder of the zoo, got 'mnist'"),
+        (
+            "check --backbone mnist",
+            "or a folder of the zoo, got 'mnist'",
+        ),
         ("evaluate --seeds 0", "--seeds must be at least 1, got 0"),
         ("evaluate --num-images 0", "must be at least 1, got 0"),
         ("evaluate --policy json:loads", "--policy and --run belong together"),
@@ -149,6 +202,8 @@ def test_report_calls_the_writer(monkeypatch, tmp_path):
         ("bench --device cuda:99", "device 'cuda:99' cannot be used here"),
         ("bench --threads 0", "--threads must be at least 1, got 0"),
         ("bench --repeats 0", "repeats must be at least 1, got 0"),
+        ("bench --num-images 8 0", "batch_sizes must be at least 1, got 0"),
+        ("bench --dtype int8", "dtype must be one of float32, bfloat16, float16, got 'int8'"),
         ("play --num-images 0", "num_envs must be at least 1, got 0"),
         ("report no/such/run", "no/such/run is not the folder of a run"),
     ],

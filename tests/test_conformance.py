@@ -10,9 +10,22 @@ VARIANTS = {
     "default": {},
     "features": {"observe": ["features", "step", "context", "prev_action"]},
     "smoothed": {"smoothing": 0.8},
-    "one step": {"num_steps": 1},
     "grouped": {"contexts": "grouped:1"},
 }
+SHORTEST = {
+    "AdaGen/MaskGIT-v0": {"num_steps": 1},
+    "AdaGen/VAR-v0": {"num_steps": 4},
+    "AdaGen/LlamaGen-v0": {"tokens_per_decision": 16},
+    "AdaGen/DiT-v0": {"num_steps": 1, "solver": "euler"},
+    "AdaGen/SiT-v0": {"num_steps": 1, "solver": "euler"},
+}
+"""Environment id -> keyword arguments of its shortest episode."""
+
+
+@pytest.mark.parametrize("env_id", genenv.IDS)
+def test_the_shortest_episode_keeps_every_promise(env_id):
+    broken = {promise: found for promise, found in check(env_id, **SHORTEST[env_id]) if found is not None}
+    assert not broken
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

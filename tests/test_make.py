@@ -14,10 +14,10 @@ from genenv.wrappers.vector import EMAActionSmoothing, TerminalReward
 
 ENV_ID = "AdaGen/MaskGIT-v0"
 KWARGS = {
-    "num_steps": 3,
+    "num_steps": None,
     "reward": {"loo_fid": 2.0},
     "smoothing": 0.5,
-    "observe": ["tokens", "step"],
+    "observe": ["features", "step"],
     "contexts": [1],
 }
 
@@ -45,9 +45,9 @@ def test_a_spec_survives_json(env_id):
     restored = EnvSpec.from_json(spec.to_json())
     assert restored == spec
     env = gym.make(restored)
-    assert env.unwrapped.sampler.horizon == 3
+    assert env.unwrapped.sampler.horizon == gym.make(env_id, num_steps=None).unwrapped.sampler.horizon
     observation, _ = env.reset(seed=0)
-    assert set(observation) == {"tokens", "step"}
+    assert set(observation) == {"features", "step"}
 
 
 def test_keyword_arguments_put_the_wrappers_around_the_environment():
@@ -84,7 +84,10 @@ def test_a_reward_may_be_a_factory_of_any_module(monkeypatch):
         ({"reward": {"loo_fid": 1.0, "x": 1.0}}, "reward must be one of .*, got 'x'"),
         ({"reward": {}}, "reward must name at least one reward"),
         ({"reward": {"loo_fid": float("nan")}}, "the weight of reward 'loo_fid' must be finite, got nan"),
-        ({"backbone": "digit"}, "backbone must be one of 'digits' or a folder of the zoo, got 'digit'"),
+        (
+            {"backbone": "digit"},
+            "backbone must be 'digits', another name .* or a folder of the zoo, got 'digit'",
+        ),
         ({"device": "tpu9"}, "device 'tpu9' cannot be used here: .*; use device='cpu'"),
         ({"dtype": "float8"}, "dtype must be one of float32, bfloat16, float16, got 'float8'"),
         ({"render_mode": "ansi"}, r"render_mode must be None or one of \('rgb_array', 'human'\), got 'ansi'"),
@@ -109,9 +112,18 @@ def test_a_reward_may_be_a_factory_of_any_module(monkeypatch):
         ({"contexts": [1.7]}, r"context must be a label in 0\.\.9, got 1\.7"),
         ({"device": None}, "device must be a name, such as 'cpu', 'cuda' or 'auto', got None"),
         ({"backbone": None}, "backbone must be a name or a folder, such as 'digits', got None"),
-        ({"num_steps": "4"}, "num_steps must be a whole number of decisions, such as 4, got '4'"),
-        ({"num_steps": 2.5}, "num_steps must be a whole number of decisions, such as 4, got 2.5"),
-        ({"num_steps": True}, "num_steps must be a whole number of decisions, such as 4, got True"),
+        (
+            {"num_steps": "4"},
+            "num_steps must be a whole number of steps, .* got '4'",
+        ),
+        (
+            {"num_steps": 2.5},
+            "num_steps must be a whole number of steps, .* got 2.5",
+        ),
+        (
+            {"num_steps": True},
+            "num_steps must be a whole number of steps, .* got True",
+        ),
         ({"observe": "features"}, "observe must be a list of names, such as .* got 'features'"),
         ({"observe": []}, r"observe must be a list of names, such as .* got \[\]"),
         ({"observe": [3]}, r"observe must be a list of names, such as .* got \[3\]"),

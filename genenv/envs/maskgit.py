@@ -14,6 +14,9 @@ from genenv.protocols import Context, Field, Observation
 from genenv.rng import BatchRng, categorical, gumbel
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, cosine, linear_decay, linear_rise
 
+PARTS = ("maskgit", "vq")
+"""Networks of a backbone."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -67,6 +70,8 @@ class MaskGITSampler:
         needs_features: predict before each decision, so that a policy can see the features. Otherwise the
             prediction waits for the guidance weight, and its unconditional half is left out where all weights are 0.
     """
+
+    stochastic = True
 
     def __init__(
         self,
@@ -199,17 +204,19 @@ def schedule(num_steps: int, guidance_weight: float) -> tuple[ScheduleParam, ...
 
 def make_sampler(
     backbone: str,
-    num_steps: int,
+    num_steps: int | None,
     device: str,
     dtype: torch.dtype,
     needs_features: bool,
     compile: bool,
 ) -> MaskGITSampler:
-    """Returns the MaskGIT sampler of a named backbone."""
+    """Returns the MaskGIT sampler of a named backbone, by default with 16 decisions."""
+    num_steps = 16 if num_steps is None else num_steps
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     transformer = load_generator("maskgit", backbone).to(device, dtype)
     tokenizer = load_generator("vq", backbone).to(device)
+    side = transformer.grid_size * tokenizer.downsampling
     return MaskGITSampler(
         torch.compile(transformer) if compile else transformer,
         tokenizer.decode,
@@ -218,6 +225,6 @@ def make_sampler(
         codebook_size=transformer.codebook_size,
         num_classes=transformer.num_classes,
         feature_dim=transformer.embed_dim,
-        image_shape=(1, 8, 8),
+        image_shape=(tokenizer.image_channels, side, side),
         needs_features=needs_features,
     )

@@ -30,6 +30,8 @@ class DigitsVQ(nn.Module):
     """
 
     codebook: Tensor
+    image_channels = 1
+    downsampling = 2
 
     def __init__(self, width: int = 32, code_dim: int = 16, codebook_size: int = 128):
         super().__init__()
@@ -73,3 +75,7 @@ class DigitsVQ(nn.Module):
     def decode(self, tokens: Tensor) -> Tensor:
         """Returns images (N, 1, 8, 8) in [0, 1] of tokens (N, 4, 4)."""
         return self.decode_latents(self.codebook[tokens]).clamp(0, 1)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Returns images (N, 1, 8, 8) as their tokens give them back."""
+        return self.decode(self.encode(images))

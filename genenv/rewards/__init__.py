@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Mapping
 from numbers import Real
 
+from genenv.checkpoints import is_released
 from genenv.protocols import Reward
 from genenv.rewards.mixture import Mixture
 
@@ -16,12 +17,15 @@ REWARDS = {
 }
 """Name -> "module:factory"; a factory takes (backbone, device)."""
 
+DEFAULT = "adversarial"
+"""What "default" stands for where the backbone ships its judges, as the digits do; released generators have none."""
+
 
 def make_reward(spec: str | Mapping[str, float], backbone: str, device: str) -> Mixture | None:
     """Returns the reward that a string or a {name: weight} mapping describes; None for "none".
 
     Args:
-        spec: "none", a name of `REWARDS`, "module:factory", or {name: weight} of several.
+        spec: "none", "default", a name of `REWARDS`, "module:factory", or {name: weight} of several.
         backbone: whose images are judged.
         device: where the judges run.
 
@@ -33,6 +37,8 @@ def make_reward(spec: str | Mapping[str, float], backbone: str, device: str) -> 
             "reward must be a name, 'module:factory' or a mapping such as {'loo_fid': 1.0}, "
             f"got {spec!r}; use reward='none' for no reward"
         )
+    if spec == "default":
+        spec = "none" if is_released(backbone) else DEFAULT
     if spec == "none":
         return None
     weights = {spec: 1.0} if isinstance(spec, str) else dict(spec)
@@ -49,7 +55,7 @@ def _make(name: str, backbone: str, device: str) -> Reward:
     module, separator, attribute = path.partition(":")
     if not separator:
         raise ValueError(
-            f"reward must be one of none, {', '.join(REWARDS)} or 'module:factory', got {name!r}"
+            f"reward must be one of none, default, {', '.join(REWARDS)} or 'module:factory', got {name!r}"
         )
     try:
         factory = getattr(importlib.import_module(module), attribute)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import gymnasium as gym
 import torch
@@ -23,58 +22,10 @@ from genenv.models.maskgit import MaskGITTransformer, maskgit_digits
 from genenv.rewards.adversarial import AdversarialReward
 from genenv.rollout import run_episode
 from genenv.zoo.card import write_card
-
-Model = TypeVar("Model", bound=nn.Module)
-Progress = Callable[[int, int, float], None]
-"""Called as progress(step, num_steps, loss)."""
-
-
-class WeightAverage:
-    """Exponential moving average of a network's parameters, the weights that are shipped."""
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Moves the average towards `model`; the decay warms up so that early weights are forgotten."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for key, value in model.state_dict().items():
-            self.average[key].lerp_(value, 1 - decay)
-
-
-def _cosine(optimiser: torch.optim.Optimizer, num_steps: int, warmup: int = 100):
-    """Linear warm-up, then a cosine to 0."""
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, num_steps - warmup)
-    rise = torch.optim.lr_scheduler.LinearLR(optimiser, 0.01, total_iters=warmup)
-    return torch.optim.lr_scheduler.SequentialLR(optimiser, [rise, decay], [warmup])
-
-
-def _fit(
-    model: Model,
-    optimiser: torch.optim.Optimizer,
-    loss_of: Callable[[int], Tensor],
-    num_steps: int,
-    average_decay: float,
-    progress: Progress | None,
-    max_gradient: float = math.inf,
-) -> Model:
-    """Minimises loss_of(step) and returns the model with its averaged weights, frozen."""
-    schedule = _cosine(optimiser, num_steps)
-    average = WeightAverage(model, average_decay)
-    for step in range(num_steps):
-        loss = loss_of(step)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), max_gradient)
-        optimiser.step()
-        schedule.step()
-        average.update(model, step)
-        if progress is not None:
-            progress(step + 1, num_steps, loss.item())
-    model.load_state_dict(average.average)
-    return model.eval().requires_grad_(False)
+from genenv.zoo.llamagen import train_llamagen
+from genenv.zoo.ode import train_dit, train_sit
+from genenv.zoo.training import CodebookAverage, Progress, fit
+from genenv.zoo.var import train_msvq, train_var
 
 
 def train_tokenizer(
@@ -91,8 +42,7 @@ def train_tokenizer(
     optimiser = torch.optim.AdamW(
         [*model.encoder.parameters(), *model.decoder.parameters()], lr=2e-3, weight_decay=1e-4
     )
-    size = model.codebook_size
-    usage, sums = torch.zeros(size), torch.zeros_like(model.codebook)
+    codebook = CodebookAverage(model.codebook)
     warm_start, last_revival = num_steps // 10, num_steps * 3 // 4
 
     def loss_of(step: int) -> Tensor:
@@ -103,24 +53,15 @@ def train_tokenizer(
         if step >= warm_start:
             flat = latents.detach().reshape(-1, latents.shape[-1])
             if step == warm_start:
-                model.codebook.copy_(flat[torch.randperm(len(flat))[:size]])
-                usage.fill_(1.0)
-                sums.copy_(model.codebook)
+                codebook.start(flat)
             codes = model.nearest(flat)
-            one_hot = F.one_hot(codes, size).float()
-            usage.lerp_(one_hot.sum(0), 0.01)
-            sums.lerp_(one_hot.T @ flat, 0.01)
-            if step < last_revival and step % 20 == 0:
-                dead = usage < 0.1 * usage.mean()
-                fresh = flat[torch.randperm(len(flat))[:size]]
-                sums[dead], usage[dead] = fresh[dead] * usage.mean(), usage.mean()
-            model.codebook.copy_(sums / usage.clamp(min=1e-5)[:, None])
+            codebook.update(flat, codes, revive=step < last_revival and step % 20 == 0)
             chosen = model.codebook[codes].view_as(latents)
             loss = 0.25 * F.mse_loss(latents, chosen)
             quantised = latents + (chosen - latents).detach()
         return loss + 4 * F.mse_loss(model.decode_latents(quantised), batch)  # x4: pixels in [-1, 1]
 
-    return _fit(model, optimiser, loss_of, num_steps, 0.995, progress)
+    return fit(model, optimiser, loss_of, num_steps, 0.995, progress)
 
 
 def train_maskgit(
@@ -151,7 +92,7 @@ def train_maskgit(
         logits, _ = model(target.masked_fill(masked, model.codebook_size), label)
         return F.cross_entropy(logits[masked], target[masked])
 
-    return _fit(model, optimiser, loss_of, num_steps, 0.999, progress, max_gradient=1.0)
+    return fit(model, optimiser, loss_of, num_steps, 0.999, progress, max_gradient=1.0)
 
 
 def _augment(images: Tensor) -> Tensor:
@@ -194,7 +135,7 @@ def train_classifier(
         loss = F.cross_entropy(model.head(features), labels[index], label_smoothing=0.05)
         return loss + 400 * F.mse_loss(decoder(features), batch.flatten(1))
 
-    return _fit(model, optimiser, loss_of, num_steps, 0.995, progress)
+    return fit(model, optimiser, loss_of, num_steps, 0.995, progress)
 
 
 def train_discriminator(
@@ -260,8 +201,44 @@ def reference_statistics(folder: Path) -> dict[str, Tensor]:
     return statistics
 
 
-PARTS = ("vq", "judge", "reward_features", "reference", "maskgit", "discriminator")
-"""What `build` makes, in order: later parts need earlier ones."""
+State = dict[str, Tensor]
+Recipe = Callable[[Path, Progress | None], State]
+
+
+def _train_set() -> tuple[Tensor, Tensor]:
+    images, labels = digits()
+    train, _ = split()
+    return images[train], labels[train]
+
+
+def _weights(train: Callable[..., nn.Module], *needs: str) -> Recipe:
+    """Returns the recipe that calls train(*needed networks, progress=...)."""
+    return lambda out, progress: train(
+        *(load_generator(part, str(out)) for part in needs), progress=progress
+    ).state_dict()
+
+
+PARTS: dict[str, tuple[int, Recipe]] = {
+    "vq": (2, _weights(train_tokenizer)),
+    "judge": (
+        1,
+        lambda _, progress: train_classifier(_train_set(), width=32, seed=1, progress=progress).state_dict(),
+    ),
+    "reward_features": (
+        1,
+        lambda _, progress: train_classifier(_train_set(), width=24, seed=2, progress=progress).state_dict(),
+    ),
+    "reference": (1, lambda out, _: reference_statistics(out)),
+    "maskgit": (2, _weights(train_maskgit, "vq")),
+    "discriminator": (2, lambda out, progress: train_discriminator(str(out), progress=progress).state_dict()),
+    "msvq": (1, _weights(train_msvq)),
+    "var": (1, _weights(train_var, "msvq")),
+    "llamagen": (1, _weights(train_llamagen, "vq")),
+    "dit": (1, _weights(train_dit)),
+    "sit": (1, _weights(train_sit)),
+}
+"""What `build` makes, in order (later parts need earlier ones): the CPU threads that each is trained with, since the
+order of its sums and so its last digits depend on their number, and its recipe."""
 
 
 def build(
@@ -277,28 +254,26 @@ def build(
     if only is not None and only not in PARTS:
         raise ValueError(f"--only must be one of {', '.join(PARTS)}, got {only!r}")
     out.mkdir(parents=True, exist_ok=True)
-    images, labels = digits()
-    train_index, _ = split()
-    train_set = images[train_index], labels[train_index]
     times = out / "build.json"
     seconds = json.loads(times.read_text()) if times.exists() else {}
     for part in PARTS if only is None else (only,):
         started = time.monotonic()
         report = None if progress is None else lambda s, n, loss, part=part: progress(part, s, n, loss)
-        if part == "vq":
-            tensors = train_tokenizer(progress=report).state_dict()
-        elif part == "maskgit":
-            tensors = train_maskgit(load_generator("vq", str(out)), progress=report).state_dict()
-        elif part == "judge":
-            tensors = train_classifier(train_set, width=32, seed=1, progress=report).state_dict()
-        elif part == "reward_features":
-            tensors = train_classifier(train_set, width=24, seed=2, progress=report).state_dict()
-        elif part == "reference":
-            tensors = reference_statistics(out)
-        else:
-            tensors = train_discriminator(str(out), progress=report).state_dict()
+        num_threads, recipe = PARTS[part]
+        with _threads(num_threads):
+            tensors = recipe(out, report)
         save_tensors(tensors, out / f"{part}.safetensors")
         write_manifest(out)
         seconds[part] = round(time.monotonic() - started)
         write_text(times, json.dumps(seconds, indent=2) + "\n")
     write_card(out, seconds)
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -26,6 +26,7 @@ from agents.adagen import (
     main,
     read_config,
     train,
+    value_at,
 )
 from agents.refine import refine
 from genenv.checkpoints import CheckpointError
@@ -69,7 +70,7 @@ def test_ppo_learns_to_raise_the_contrast(monkeypatch):
         num_envs=64,
         discriminator_steps=0,
         discriminator_warmup=0,
-        learning_rate=5e-3,
+        learning_rate=((0, 5e-3),),
         action_std=((0, 0.5),),
         num_minibatches=2,
     )
@@ -97,14 +98,10 @@ def test_the_discriminator_learns_to_tell_noise_from_digits():
 
 def test_a_killed_run_continues_to_the_same_numbers(finished, tmp_path):
     out = tmp_path / "killed"
-    flags = [
-        f"--{field.name.replace('_', '-')}={getattr(TINY, field.name)}"
-        for field in dataclasses.fields(Config)
-        if field.name not in ("action_std", "fresh_fakes", "diversity_run")
-    ]
-    command = [sys.executable, "-m", "agents.adagen", *flags, "--out", str(out)]
+    arguments = shlex.split(command(TINY, out))[3:]
+    started = [sys.executable, "-m", "agents.adagen", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(started, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (out / "metrics.jsonl").exists() and len(records(out)) >= 3:
@@ -177,6 +174,12 @@ def test_plain_refinement_is_plain_sampling_and_more_attempts_raise_the_reward(f
         refine(env, networks, repeats=1, candidates=0, seed=5)
 
 
+def test_lookahead_is_refused_where_transitions_are_deterministic(finished):
+    env = gym.make_vec("AdaGen/SiT-v0", num_envs=2, num_steps=2, reward="none")
+    with pytest.raises(ValueError, match="candidates must be 1 where transitions are deterministic, got 2"):
+        refine(env, load_networks(finished.out), repeats=1, candidates=2, seed=5)
+
+
 def test_a_second_policy_is_blended_with_the_first(finished, tmp_path):
     config = dataclasses.replace(TINY, num_iterations=2, diversity_run=str(finished.out), seed=1)
     result = train(config, tmp_path / "fidelity")
@@ -223,6 +226,7 @@ def test_a_damaged_checkpoint_is_refused(finished, tmp_path):
         ("num_minibatches", 10**6, "num_minibatches must not exceed"),
         ("seed", 500, r"seed must be in 0\.\.499, got 500"),
         ("action_std", ((5, 0.4),), "action_std must start at iteration 0"),
+        ("learning_rate", ((0, 1e-3), (5, 0.0)), "learning_rate must start at iteration 0 and stay above 0"),
     ],
 )
 def test_an_impossible_configuration_is_refused(field, value, message):
@@ -281,7 +285,7 @@ def test_the_command_in_the_summary_makes_the_same_configuration():
 def test_the_paper_preset_smooths_and_steps_down_its_exploration():
     paper = PRESETS["paper"]
     assert paper.smoothing == 0.8
-    assert [paper.std_at(i) for i in (0, 499, 500, 999)] == [0.6, 0.6, 0.3, 0.3]
+    assert [value_at(paper.action_std, i) for i in (0, 499, 500, 999)] == [0.6, 0.6, 0.3, 0.3]
 
 
 def test_training_seeds_never_reach_the_held_out_ones():

@@ -6,21 +6,21 @@ import pytest
 import torch
 from rich.console import Console
 
+import genenv
 from baselines import search, static
 from baselines.common import (
     Result,
     StaticSchedules,
     Task,
-    handcrafted,
     held_out_seed,
     main,
     parse_json,
     read_results,
-    schedule_actor,
     table_of,
     tuning_seed,
     write_results,
 )
+from genenv.rollout import handcrafted, schedule_actor
 
 RESULT = Result(
     method="static",
@@ -69,7 +69,7 @@ def test_a_command_hands_its_results_and_its_file_on(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (static, "--env-id Foo", "static: env_id must be one of AdaGen/MaskGIT-v0, got 'Foo'"),
+        (static, "--env-id Foo", f"static: env_id must be one of {', '.join(genenv.IDS)}, got 'Foo'"),
         (static, "--step 0", "static: step must be above 0, got 0.0"),
         (search, "--budget 10", "search: budget must be at least 4304 images for one generation, got 10"),
     ],

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from baselines.common import StaticSchedules, handcrafted, tuning_seed
+from baselines.common import StaticSchedules, tuning_seed
 from baselines.search import Config, RewardFeatureDistance, minimise, run, search
 from genenv.data import digits
+from genenv.rollout import handcrafted
 
 QUIET = lambda step, num_steps, value: None  # noqa: E731
 

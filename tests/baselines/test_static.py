@@ -2,10 +2,10 @@ import gymnasium as gym
 import pytest
 import torch
 
-from baselines.common import StaticSchedules, handcrafted, schedule_actor, static_kwargs
+from baselines.common import StaticSchedules, static_kwargs
 from baselines.static import Config, best_schedule, guidance_schedules, run
 from genenv.envs.maskgit import schedule
-from genenv.rollout import run_episode, static_actor
+from genenv.rollout import handcrafted, run_episode, schedule_actor, static_actor
 
 
 def test_the_handcrafted_table_gives_the_images_of_the_zero_action():

@@ -37,6 +37,11 @@ def test_none_is_no_reward():
     assert make_reward("none", "digits", "cpu") is None
 
 
+def test_the_default_is_the_discriminator_and_nothing_where_there_is_none():
+    assert list(make_reward("default", "digits", "cpu").rewards) == ["adversarial"]
+    assert make_reward("default", "imagenet256-maskgit-l", "cpu") is None
+
+
 def test_a_mapping_weighs_its_rewards():
     mixture = make_reward(WEIGHTS, "digits", "cpu")
     assert mixture.weights == WEIGHTS
@@ -54,7 +59,7 @@ def test_a_path_names_a_factory(monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("clip", "reward must be one of none, adversarial, .* or 'module:factory', got 'clip'"),
+        ("clip", "reward must be one of none, default, adversarial, .* or 'module:factory', got 'clip'"),
         ({"loo_fid": 1.0, "clip": 1.0}, "reward must be one of .*, got 'clip'"),
         ({}, "reward must name at least one reward, got {}; use reward='none'"),
     ],

@@ -13,6 +13,7 @@ from genenv.models.digits_discriminator import DigitsDiscriminator
 from genenv.models.digits_vq import DigitsVQ
 from genenv.models.maskgit import MaskGITTransformer
 from genenv.zoo import digits as zoo
+from genenv.zoo.training import WeightAverage
 
 
 @pytest.fixture
@@ -73,12 +74,21 @@ def test_a_recipe_anneals_beyond_its_warm_up():
 def test_the_average_forgets_early_weights_and_keeps_late_ones():
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(100.0)
-    average = zoo.WeightAverage(model, decay=0.5)
+    average = WeightAverage(model, decay=0.5)
     model.weight.data.fill_(0.0)
     average.update(model, step=0)
     assert average.average["weight"].item() == pytest.approx(10.0)  # the decay is still 1 / 10
     average.update(model, step=10**6)
     assert average.average["weight"].item() == pytest.approx(5.0)
+
+
+def test_constants_are_not_averaged():
+    model = torch.nn.Module()
+    model.register_buffer("levels", torch.arange(3))
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    average = WeightAverage(model, decay=0.5)
+    average.update(model, step=0)
+    assert average.average == {}
 
 
 def test_the_split_leaves_images_that_nothing_trains_on():
@@ -89,8 +99,8 @@ def test_the_split_leaves_images_that_nothing_trains_on():
 
 
 def test_a_part_that_is_unknown_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"--only must be one of vq, judge, .*, got 'var'"):
-        zoo.build(tmp_path / "zoo", only="var")
+    with pytest.raises(ValueError, match=r"--only must be one of vq, judge, .*, got 'gan'"):
+        zoo.build(tmp_path / "zoo", only="gan")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -117,11 +127,11 @@ def test_a_part_can_be_rebuilt_alone(tmp_path, monkeypatch):
 
 
 def test_the_progress_of_a_build_names_its_part(tmp_path, monkeypatch):
-    def train(progress, **kwargs):
+    def train(progress):
         progress(1, 2, 0.5)
         return torch.nn.Linear(1, 1)
 
-    monkeypatch.setattr(zoo, "train_tokenizer", train)
+    monkeypatch.setitem(zoo.PARTS, "vq", (1, lambda out, progress: train(progress).state_dict()))
     monkeypatch.setattr(zoo, "write_card", lambda *arguments: None)
     reports = []
     zoo.build(tmp_path / "zoo", only="vq", progress=lambda *report: reports.append(report))

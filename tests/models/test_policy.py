@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.policy import PolicyBackbone
+from genenv.models.policy import PolicyBackbone
 
 SHAPES = Path(__file__).parents[3] / "shared/parity/real_state_dict_shapes/maskgit_policy.json"
 

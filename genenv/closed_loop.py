@@ -1,0 +1,179 @@
+"""The generators' plain loops, as their released code runs them: what the environments are compared with.
+
+Same networks, hand-crafted schedule and random numbers as an episode, so that the images are the same; no environment
+and no states between the decisions. Where the released loop spends more network calls than it needs, so does this one:
+
+- MaskGIT (AdaGen): guidance takes two calls, and the class's is made once more after the last decision.
+- DiT and SiT (AdaGen): guidance takes two calls.
+- VAR (AdaGen) and LlamaGen: guidance takes one call, on both halves as one batch.
+
+With `separate=True` every paradigm's loop is as simple as can be: two calls wherever there is guidance, and one more
+pair of them after the last decision, where the next step would begin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genenv.envs.maskgit import MaskGITSampler
+from genenv.envs.ode import ODESampler
+from genenv.envs.raster_ar import RasterSampler
+from genenv.envs.var import VARSampler
+from genenv.filters import keep_top_k, keep_top_p
+from genenv.protocols import Context, Sampler
+from genenv.rng import BatchRng, categorical, gumbel
+from genenv.rollout import handcrafted
+from genenv.schedules import ScheduleParam
+from genenv.solvers import Evaluation
+
+
+@torch.no_grad()
+def closed_loop(sampler: Sampler, context: Context, rng: BatchRng, separate: bool = False) -> Tensor:
+    """Returns the images (N, C, H, W) in [0, 1] of the hand-crafted schedule.
+
+    Args:
+        sampler: whose networks and settings are used, one of the types in `LOOPS`.
+        context: (N,) int64 class labels.
+        rng: the streams of the N images.
+        separate: two guidance calls and a redundant pair at the end, in place of what the released loop does.
+    """
+    return LOOPS[type(sampler)](sampler, context, rng, separate)
+
+
+def hand_crafted_params(params: Sequence[ScheduleParam], context: Context) -> list[dict[str, Tensor]]:
+    """Returns the hand-crafted schedule, {name: (N,) float64} for each decision."""
+    names = [param.name for param in params]
+    table = handcrafted(params).to(context.device)  # (T, A)
+    return [dict(zip(names, row[:, None].expand(-1, len(context)), strict=True)) for row in table]
+
+
+def _maskgit(sampler: MaskGITSampler, context: Context, rng: BatchRng, separate: bool) -> Tensor:
+    null = torch.full_like(context, sampler.num_classes)
+    tokens = torch.full((len(context), sampler.length), sampler.mask_id, device=context.device)
+    sampled = tokens
+    conditional, _ = sampler.network(tokens, context)
+    for t, params in enumerate(hand_crafted_params(sampler.params, context)):
+        unconditional, _ = sampler.network(tokens, null)
+        weight, temperature = (
+            params[name].float()[:, None, None] for name in ("guidance_weight", "token_temperature")
+        )
+        logits = conditional.float() + weight * (conditional.float() - unconditional.float())
+        token_uniform, mask_uniform = rng.at(t).uniform(2, sampler.length).unbind(1)
+        masked = tokens == sampler.mask_id
+        sampled = torch.where(masked, categorical(logits / temperature, token_uniform), tokens)
+        score = logits.log_softmax(-1).gather(-1, sampled[..., None])[..., 0]
+        confidence = score + params["mask_temperature"].float()[:, None] * gumbel(mask_uniform).float()
+        confidence = confidence.masked_fill(~masked, math.inf)
+        num_masked = (params["mask_ratio"] * sampler.length).floor().long().clamp(max=sampler.length - 1)
+        cutoff = confidence.sort(-1).values.gather(-1, num_masked[:, None])
+        tokens = sampled.masked_fill(confidence < cutoff, sampler.mask_id)
+        conditional, _ = sampler.network(tokens, context)
+    if separate:
+        sampler.network(tokens, null)
+    return sampler.detokenise(sampled.view(-1, sampler.grid_size, sampler.grid_size)).float()
+
+
+def _var(sampler: VARSampler, context: Context, rng: BatchRng, separate: bool) -> Tensor:
+    transformer, quantiser, last = sampler.transformer, sampler.quantiser, sampler.horizon - 1
+    groups = _label_groups(context, sampler.num_classes, separate)
+    caches = [transformer.new_cache(len(labels)) for labels in groups]
+    latents = torch.zeros(len(context), *quantiser.latent_shape, device=context.device)
+    maps = torch.zeros(len(context), 0, quantiser.latent_shape[0], device=context.device)
+
+    def predict(scale: int) -> Tensor:
+        repeats = len(groups[0]) // len(context)
+        return torch.cat(
+            [
+                transformer(maps.repeat(repeats, 1, 1), labels, scale, cache)[0].float()
+                for labels, cache in zip(groups, caches, strict=True)
+            ]
+        )
+
+    for scale, params in enumerate(hand_crafted_params(sampler.params, context)):
+        conditional, unconditional = predict(scale).chunk(2)
+        weight = (params["guidance_weight"] * (scale / last)).float()[:, None, None]
+        logits = conditional + weight * (conditional - unconditional)
+        logits = keep_top_p(keep_top_k(logits, params["top_k"]), params["top_p"])
+        logits = logits / params["token_temperature"].float()[:, None, None]
+        tokens = categorical(logits, rng.at(scale).uniform(logits.shape[1]))
+        latents = latents + quantiser.expand(quantiser.embedding(tokens), scale)
+        if scale < last:
+            maps = quantiser.shrink(latents, scale + 1)
+    if separate:
+        predict(last)
+    return sampler.tokenizer.decode(latents)
+
+
+def _raster(sampler: RasterSampler, context: Context, rng: BatchRng, separate: bool) -> Tensor:
+    groups = _label_groups(context, sampler.num_classes, separate)
+    caches = [sampler.new_cache(len(labels)) for labels in groups]
+    tokens, newest = [], context.new_zeros(len(context), 0)
+
+    def predict(position: int) -> Tensor:
+        repeats = len(groups[0]) // len(context)
+        return torch.cat(
+            [
+                sampler.read(
+                    newest.repeat(repeats, 1), labels if position == 0 else None, position, cache, slice(None)
+                )[0].float()
+                for labels, cache in zip(groups, caches, strict=True)
+            ]
+        )
+
+    for t, params in enumerate(hand_crafted_params(sampler.params, context)):
+        weight, temperature = (
+            params[name].float()[:, None] for name in ("guidance_weight", "token_temperature")
+        )
+        for uniform in rng.at(t).uniform(sampler.tokens_per_decision).unbind(1):
+            conditional, unconditional = predict(len(tokens)).chunk(2)
+            logits = (conditional + weight * (conditional - unconditional)) / temperature
+            logits = keep_top_p(keep_top_k(logits, params["top_k"]), params["top_p"])
+            newest = categorical(logits, uniform)[:, None]
+            tokens.append(newest)
+    if separate:
+        predict(len(tokens) - 1)
+    grid = torch.cat(tokens, dim=1).view(-1, sampler.grid_size, sampler.grid_size)
+    return sampler.detokenise(grid).float()
+
+
+def _ode(sampler: ODESampler, context: Context, rng: BatchRng, separate: bool) -> Tensor:
+    null, guided = torch.full_like(context, sampler.num_classes), sampler.guided_channels
+    latents, memory = rng.at(0).normal(*sampler.fields["latents"].shape).float(), None
+    first, *decisions = hand_crafted_params(sampler.params, context)
+    time = sampler.path.limit(first["time"])
+    for params in decisions:
+        weight = params["guidance_weight"].float()[:, None, None, None]
+        goal = sampler.path.limit(params["time"], time)
+        for _ in range(sampler.solver.per_decision):
+            network_time = (sampler.time_scale * time).float()
+            conditional, _ = sampler.network(latents, network_time, context)
+            unconditional, _ = sampler.network(latents, network_time, null)
+            output = conditional.float() + weight * (conditional.float() - unconditional.float())
+            output[:, guided:] = conditional[:, guided:]
+            now = Evaluation(latents, time, output)
+            latents, memory = sampler.solver.step(sampler.path, now, memory, goal)
+            time = goal
+    if separate:
+        sampler.network(latents, (sampler.time_scale * time).float(), context)
+        sampler.network(latents, (sampler.time_scale * time).float(), null)
+    return sampler.decoder(latents).float()
+
+
+def _label_groups(context: Context, null: int, separate: bool) -> list[Tensor]:
+    """Returns the labels with and without the class: of two calls, or of one."""
+    halves = [context, torch.full_like(context, null)]
+    return halves if separate else [torch.cat(halves)]
+
+
+LOOPS: dict[type, Callable[[Any, Context, BatchRng, bool], Tensor]] = {
+    MaskGITSampler: _maskgit,
+    VARSampler: _var,
+    RasterSampler: _raster,
+    ODESampler: _ode,
+}
+"""Paradigm -> its loop; DiT and SiT share one."""

@@ -1,0 +1,48 @@
+"""DiT: a diffusion transformer (Peebles and Xie 2023) sampled by its probability-flow ODE."""
+
+from __future__ import annotations
+
+import torch
+
+from genenv.envs.ode import ODESampler, make_ode_sampler, num_decisions
+from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant
+from genenv.solvers import VPLinear
+
+PARTS = ("dit",)
+"""Networks of a backbone; one on latents has a "vae" besides."""
+
+TIME_SCALE = 1000.0
+"""The network's time of pure noise."""
+
+
+def schedule(horizon: int, guidance_weight: float = 1.0) -> tuple[ScheduleParam, ...]:
+    """Returns AdaGen's parameters with DiT's hand-crafted schedule: times evenly spaced, constant guidance."""
+    times = torch.linspace(0.9, 0.01, horizon, dtype=torch.float64)
+    return (
+        ScheduleParam("time", UNIT, times, span=1.0),
+        ScheduleParam("guidance_weight", POSITIVE, constant(guidance_weight, horizon), span=2.0),
+    )
+
+
+def make_sampler(
+    backbone: str,
+    num_steps: int | None,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    needs_features: bool,
+    compile: bool,
+    solver: str = "dpm2s",
+) -> ODESampler:
+    """Returns the DiT sampler of a named backbone; `num_steps` counts network evaluations."""
+    return make_ode_sampler(
+        "dit",
+        backbone,
+        VPLinear(),
+        solver,
+        schedule(num_decisions(solver, num_steps)),
+        device,
+        dtype,
+        compile,
+        time_scale=TIME_SCALE,
+        needs_features=needs_features,
+    )

@@ -1,0 +1,44 @@
+"""SiT: a flow-matching transformer (Ma et al. 2024) sampled by its ODE."""
+
+from __future__ import annotations
+
+import torch
+
+from genenv.envs.ode import ODESampler, make_ode_sampler, num_decisions
+from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant
+from genenv.solvers import LinearPath
+
+PARTS = ("sit",)
+"""Networks of a backbone; one on latents has a "vae" besides."""
+
+
+def schedule(horizon: int, guidance_weight: float = 1.5) -> tuple[ScheduleParam, ...]:
+    """Returns AdaGen's parameters with SiT's hand-crafted schedule: times evenly spaced, constant guidance."""
+    times = torch.linspace(0.01, 0.99, horizon, dtype=torch.float64)
+    return (
+        ScheduleParam("time", UNIT, times, span=1.0),
+        ScheduleParam("guidance_weight", POSITIVE, constant(guidance_weight, horizon), span=2.0),
+    )
+
+
+def make_sampler(
+    backbone: str,
+    num_steps: int | None,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    needs_features: bool,
+    compile: bool,
+    solver: str = "dpm2s",
+) -> ODESampler:
+    """Returns the SiT sampler of a named backbone; `num_steps` counts network evaluations."""
+    return make_ode_sampler(
+        "sit",
+        backbone,
+        LinearPath(),
+        solver,
+        schedule(num_decisions(solver, num_steps)),
+        device,
+        dtype,
+        compile,
+        needs_features=needs_features,
+    )

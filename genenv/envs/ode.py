@@ -1,0 +1,248 @@
+"""Sampling by an ODE, with AdaGen's two schedule parameters: what DiT and SiT share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genenv.checkpoints import is_released, load_generator
+from genenv.protocols import Context, Field, Observation
+from genenv.rng import BatchRng
+from genenv.schedules import ScheduleParam
+from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, NoisePath, Solver
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the network says of the latents at their time."""
+
+    conditional: Tensor  # (N, C, h, w) noise or velocity
+    unconditional: Tensor | None  # (N, C, h, w); None where guidance is not wanted
+    features: Tensor  # (N, L, D) of the conditional half
+
+
+@dataclasses.dataclass(frozen=True)
+class ODEState:
+    """Latents between two decisions.
+
+    Attributes:
+        latents: (N, C, h, w) float32, where the next evaluation takes place.
+        time: (N,) float64, of the latents.
+        context: (N,) int64 class labels.
+        step: decisions taken.
+        calls: (N,) int64, network evaluations spent on each image, guidance counted.
+        memory: the evaluation that the solver remembers.
+        prediction: of the latents; None until it is needed.
+    """
+
+    latents: Tensor
+    time: Tensor
+    context: Context
+    step: int
+    calls: Tensor
+    memory: Evaluation | None
+    prediction: Prediction | None
+
+
+class ODESampler:
+    """Takes noise to an image in T decisions.
+
+    Decision 0 sets the time that the noise is taken to be at; its guidance weight has no effect. Each later one
+    guides the evaluation at hand, f = c + w (c - u), and sets the time of the next (methods of AdaGen's released code).
+    Times are limited for each image: they never turn back, and end short of the data.
+
+    Args:
+        network: (latents (M, C, h, w), times (M,), labels (M,)) -> output (M, C, h, w), features (M, L, D).
+        decoder: latents (N, C, h, w) -> images (N, C', H, W) in [0, 1].
+        path: between noise and data.
+        solver: the rule of the steps.
+        params: time, guidance_weight.
+        latent_shape: (C, h, w).
+        num_tokens: L.
+        feature_dim: D.
+        num_classes: class labels; id `num_classes` is the null class.
+        image_shape: (C', H, W).
+        guided_channels: guidance acts on this many of the first channels.
+        time_scale: the network's times over the path's.
+        needs_features: predict before each decision, so that a policy can see the features. Otherwise the
+            prediction waits for the guidance weight, and its unconditional half is left out where all weights are 0.
+    """
+
+    stochastic = False
+
+    def __init__(
+        self,
+        network: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+        decoder: Callable[[Tensor], Tensor],
+        path: NoisePath,
+        solver: Solver,
+        params: Sequence[ScheduleParam],
+        *,
+        latent_shape: tuple[int, int, int],
+        num_tokens: int,
+        feature_dim: int,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        guided_channels: int,
+        time_scale: float = 1.0,
+        needs_features: bool = False,
+    ):
+        self.network, self.decoder, self.path, self.solver = network, decoder, path, solver
+        self.params, self.horizon = tuple(params), len(params[0].static)
+        self.num_classes, self.image_shape = num_classes, image_shape
+        self.guided_channels, self.time_scale = guided_channels, time_scale
+        self.needs_features = needs_features
+        largest = torch.finfo(torch.float32).max
+        self.fields = {
+            "latents": Field(latent_shape, torch.float32, -largest, largest),
+            "features": Field((num_tokens, feature_dim), torch.float32, -largest, largest),
+        }
+
+    def start(self, context: Context, rng: BatchRng) -> ODEState:
+        """Returns standard normal noise."""
+        return self.begin(context, rng.at(0).normal(*self.fields["latents"].shape).float())
+
+    def begin(self, context: Context, noise: Tensor) -> ODEState:
+        """Returns the state before the first decision with given noise (N, C, h, w)."""
+        time = torch.full(context.shape, self.path.noise_time, dtype=torch.float64, device=context.device)
+        return ODEState(noise, time, context, 0, torch.zeros_like(context), None, None)
+
+    def observe(self, state: ODEState, names: Sequence[str]) -> Observation:
+        """Returns latents (N, C, h, w) and features (N, L, D), these 0 before the first decision and after the last."""
+        fields = {}
+        if "latents" in names:
+            fields["latents"] = state.latents
+        if "features" in names:
+            if state.prediction is None:
+                shape = self.fields["features"].shape
+                fields["features"] = state.latents.new_zeros(len(state.latents), *shape)
+            else:
+                fields["features"] = state.prediction.features.float()
+        return fields
+
+    def advance(self, state: ODEState, params: dict[str, Tensor], rng: BatchRng) -> ODEState:
+        """Returns the latents after one decision with per-image parameters {name: (N,)}; nothing is drawn."""
+        time = params["time"].double()
+        if state.step == 0:
+            state = dataclasses.replace(state, time=self.path.limit(time))
+        else:
+            time = self.path.limit(time, state.time)
+            for _ in range(self.solver.per_decision):
+                state = self._solve(state, params["guidance_weight"], time)
+        state = dataclasses.replace(state, step=state.step + 1)
+        if self.needs_features and state.step < self.horizon:
+            state = self._predict(state, guided=True)
+        return state
+
+    def guided(self, prediction: Prediction, weight: Tensor) -> Tensor:
+        """Returns the output (N, C, h, w) under classifier-free guidance with weights (N,)."""
+        output = prediction.conditional.float()
+        if prediction.unconditional is None:
+            return output
+        difference = output - prediction.unconditional.float()
+        difference[:, self.guided_channels :] = 0
+        return output + weight.float()[:, None, None, None] * difference
+
+    def decode(self, state: ODEState) -> Tensor:
+        """Returns images (N, C', H, W) of the latents as they are, noise included."""
+        return self.decoder(state.latents).float()
+
+    def undecided(self, state: ODEState) -> Tensor:
+        """Returns the noise level sigma at every place, (N, h, w)."""
+        n, _, height, width = state.latents.shape
+        return self.path.sigma(state.time).float()[:, None, None].expand(n, height, width)
+
+    def diagnostics(self, state: ODEState) -> dict[str, Tensor]:
+        """Returns the network evaluations so far, and the time of the latents after the limits."""
+        return {"nfe": state.calls, "time": state.time.float()}
+
+    def _solve(self, state: ODEState, weight: Tensor, time: Tensor) -> ODEState:
+        """Returns the state after one evaluation on the way to `time`."""
+        if state.prediction is None:
+            state = self._predict(state, guided=bool((weight != 0).any()))
+        assert state.prediction is not None
+        now = Evaluation(state.latents, state.time, self.guided(state.prediction, weight))
+        latents, memory = self.solver.step(self.path, now, state.memory, time)
+        return dataclasses.replace(state, latents=latents, time=time, memory=memory, prediction=None)
+
+    def _predict(self, state: ODEState, guided: bool) -> ODEState:
+        """Returns the state with the network's prediction: one call, of 2N rows where guided."""
+        latents, time, labels = state.latents, (self.time_scale * state.time).float(), state.context
+        if guided:
+            latents, time = latents.repeat(2, 1, 1, 1), time.repeat(2)
+            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        output, features = self.network(latents, time, labels)
+        n = len(state.latents)
+        prediction = Prediction(output[:n], output[n:] if guided else None, features[:n])
+        return dataclasses.replace(state, calls=state.calls + 1 + guided, prediction=prediction)
+
+
+def pixels(latents: Tensor) -> Tensor:
+    """Returns images in [0, 1] of latents that are the pixels themselves, in [-1, 1]."""
+    return ((latents + 1) / 2).clamp(0, 1)
+
+
+def num_decisions(solver: str, num_steps: int | None) -> int:
+    """Returns T for a number of network evaluations (guidance pairs) per image, by default 16.
+
+    Raises:
+        ValueError: if there is no such solver, or it cannot take that number of steps.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    num_steps, rule = 16 if num_steps is None else num_steps, SOLVERS[solver]
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if num_steps % rule.per_update:
+        raise ValueError(
+            f"solver {solver!r} takes an even num_steps, got {num_steps}; "
+            f"use {num_steps + 1}, or solver='euler' or 'dpmpp2m'"
+        )
+    return num_steps // rule.per_decision + 1
+
+
+def make_ode_sampler(
+    part: str,
+    backbone: str,
+    path: NoisePath,
+    solver: str,
+    params: Sequence[ScheduleParam],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    compile: bool,
+    **kwargs: Any,
+) -> ODESampler:
+    """Returns the sampler of a named backbone's network `part`, on pixels or on the latents of its autoencoder."""
+    changes = params[0].static.diff().abs()
+    room = round(changes.sum().item() / MIN_STEP)
+    if len(changes) > room:
+        raise ValueError(
+            f"num_steps must be at most {room * SOLVERS[solver].per_decision} for solver {solver!r}: "
+            f"each decision moves the time by at least {MIN_STEP}"
+        )
+    transformer = load_generator(part, backbone).to(device, dtype)
+    channels, side, _ = transformer.latent_shape
+    decoder, image_shape, guided_channels = pixels, transformer.latent_shape, channels
+    if is_released(backbone):
+        autoencoder = load_generator("vae", backbone).to(device)
+        side *= autoencoder.downsampling
+        decoder, image_shape = autoencoder.decode, (autoencoder.image_channels, side, side)
+        guided_channels = 3  # of 4, as the released code does
+    return ODESampler(
+        torch.compile(transformer) if compile else transformer,
+        decoder,
+        path,
+        SOLVERS[solver],
+        params,
+        latent_shape=transformer.latent_shape,
+        num_tokens=transformer.grid_size**2,
+        feature_dim=transformer.embed_dim,
+        num_classes=transformer.num_classes,
+        image_shape=image_shape,
+        guided_channels=guided_channels,
+        **kwargs,
+    )

@@ -1,0 +1,278 @@
+"""LlamaGen: tokens in raster order, one after the other (Sun et al. 2024), with a schedule over the rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genenv.checkpoints import load_generator
+from genenv.filters import keep_top_k, keep_top_p
+from genenv.models.kv_cache import KVCache
+from genenv.protocols import Context, Field, Observation
+from genenv.rng import BatchRng, categorical
+from genenv.schedules import POSITIVE, UNIT, Bijector, ScheduleParam, constant
+
+PARTS = ("llamagen", "vq")
+"""Networks of a backbone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the network says of the next token."""
+
+    conditional: Tensor  # (N, V) logits
+    unconditional: Tensor | None  # (N, V) logits; None where guidance is not wanted
+
+
+@dataclasses.dataclass(frozen=True)
+class RasterState:
+    """A token grid that is decided up to some place.
+
+    Attributes:
+        tokens: (N, L) int64 in raster order, V where open.
+        context: (N,) int64 class labels.
+        known: number of tokens decided.
+        calls: (N,) int64, network evaluations spent on each image, guidance counted.
+        features: (N, K, D), the hidden states that predicted the first K tokens; empty where nobody wants them.
+        cache: rows [0, N) conditional, [N, 2N) unconditional; shared with earlier states.
+        unconditional_length: entries that the unconditional half of the cache holds, at most 1 + known.
+        prediction: of the next token; None until it is needed.
+    """
+
+    tokens: Tensor
+    context: Context
+    known: int
+    calls: Tensor
+    features: Tensor
+    cache: KVCache
+    unconditional_length: int
+    prediction: Prediction | None
+
+
+class RasterSampler:
+    """Fills a grid row by row in T decisions; each sets the parameters under which its L / T tokens are drawn in turn.
+
+    Dynamics of the released code: guided logits c + w (c - u), divided by the temperature, then filtered by top-k, then
+    by top-p. One network call for each token, on one new entry.
+
+    Args:
+        read: (tokens (R, M), labels (R,) or None, start, cache, rows) -> logits (R, V), features (R, D) of the last
+            entry; see `LlamaGenTransformer.read`.
+        new_cache: number of rows -> an empty cache.
+        detokenise: tokens (N, h, w) -> images (N, C, H, W) in [0, 1].
+        params: token_temperature, top_k, top_p, guidance_weight.
+        grid_size: side of the grid; L = grid_size ** 2.
+        codebook_size: number of tokens V.
+        num_classes: class labels; id `num_classes` is the null class.
+        feature_dim: D.
+        image_shape: (C, H, W).
+        needs_features: predict the first token of a decision before it, so that a policy can see the features.
+            Otherwise the prediction waits for the guidance weight. The unconditional half is left out where all
+            weights are 0, and reads what it missed when it is wanted again.
+    """
+
+    stochastic = True
+
+    def __init__(
+        self,
+        read: Callable[[Tensor, Tensor | None, int, KVCache, slice], tuple[Tensor, Tensor]],
+        new_cache: Callable[[int], KVCache],
+        detokenise: Callable[[Tensor], Tensor],
+        params: Sequence[ScheduleParam],
+        *,
+        grid_size: int,
+        codebook_size: int,
+        num_classes: int,
+        feature_dim: int,
+        image_shape: tuple[int, int, int],
+        needs_features: bool = False,
+    ):
+        self.read, self.new_cache, self.detokenise = read, new_cache, detokenise
+        self.params, self.horizon = tuple(params), len(params[0].static)
+        self.grid_size, self.length = grid_size, grid_size**2
+        self.tokens_per_decision = self.length // self.horizon
+        self.codebook_size, self.num_classes = codebook_size, num_classes
+        self.image_shape, self.needs_features = image_shape, needs_features
+        largest = torch.finfo(torch.float32).max
+        self.fields = {
+            "tokens": Field((grid_size, grid_size), torch.int64, 0, codebook_size),
+            "features": Field((self.length, feature_dim), torch.float32, -largest, largest),
+        }
+
+    def start(self, context: Context, rng: BatchRng) -> RasterState:
+        """Returns the empty grid."""
+        n, dim = len(context), self.fields["features"].shape[1]
+        state = RasterState(
+            tokens=torch.full((n, self.length), self.codebook_size, device=context.device),
+            context=context,
+            known=0,
+            calls=torch.zeros_like(context),
+            features=torch.zeros(n, 0, dim, device=context.device),
+            cache=self.new_cache(2 * n),
+            unconditional_length=0,
+            prediction=None,
+        )
+        return self._predict(state, guided=True) if self.needs_features else state
+
+    def observe(self, state: RasterState, names: Sequence[str]) -> Observation:
+        """Returns tokens (N, h, w), V where open, and features (N, L, D), 0 where no prediction was made yet."""
+        fields = {}
+        if "tokens" in names:
+            fields["tokens"] = state.tokens.view(-1, self.grid_size, self.grid_size)
+        if "features" in names:
+            missing = self.length - state.features.shape[1]
+            fields["features"] = F.pad(state.features, (0, 0, 0, missing))
+        return fields
+
+    def advance(self, state: RasterState, params: dict[str, Tensor], rng: BatchRng) -> RasterState:
+        """Returns the grid after one decision with per-image parameters {name: (N,)}."""
+        step = state.known // self.tokens_per_decision
+        return self.decide(state, params, rng.at(step).uniform(self.tokens_per_decision))
+
+    def decide(self, state: RasterState, params: dict[str, Tensor], uniform: Tensor) -> RasterState:
+        """Takes one decision with given randomness: uniform (N, M) for the M tokens of the decision."""
+        guided = bool((params["guidance_weight"] != 0).any())
+        for place in range(self.tokens_per_decision):
+            if state.prediction is None:
+                state = self._predict(state, guided)
+            assert state.prediction is not None
+            logits = self.filtered(self.guided(state.prediction, params), params)
+            tokens = state.tokens.clone()
+            tokens[:, state.known] = categorical(logits, uniform[:, place])
+            state = dataclasses.replace(state, tokens=tokens, known=state.known + 1, prediction=None)
+        if self.needs_features and state.known < self.length:
+            state = self._predict(state, guided=True)
+        return state
+
+    def guided(self, prediction: Prediction, params: dict[str, Tensor]) -> Tensor:
+        """Returns the logits (N, V) under classifier-free guidance."""
+        logits = prediction.conditional.float()
+        if prediction.unconditional is None:
+            return logits
+        weight = params["guidance_weight"].float()[:, None]
+        return logits + weight * (logits - prediction.unconditional.float())
+
+    def filtered(self, logits: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """Returns the logits (N, V) that the token is drawn from."""
+        # A temperature of 0 is the limit of small ones: the likeliest token.
+        logits = logits / params["token_temperature"].float().clamp(min=1e-4)[:, None]
+        # Below 1 the filter would turn itself off.
+        return keep_top_p(keep_top_k(logits, params["top_k"].clamp(min=1)), params["top_p"])
+
+    def decode(self, state: RasterState) -> Tensor:
+        """Returns images (N, C, H, W) with every open place repeating the token decided last, or token 0 before it."""
+        open_ = state.tokens == self.codebook_size
+        tokens = state.tokens.masked_fill(open_, 0)
+        last = tokens[:, max(state.known - 1, 0), None]
+        return self.detokenise(
+            torch.where(open_, last, tokens).view(-1, self.grid_size, self.grid_size)
+        ).float()
+
+    def undecided(self, state: RasterState) -> Tensor:
+        """Returns 1 where a token is open, (N, h, w)."""
+        return (state.tokens == self.codebook_size).float().view(-1, self.grid_size, self.grid_size)
+
+    def diagnostics(self, state: RasterState) -> dict[str, Tensor]:
+        """Returns the network evaluations so far; reading up what the unconditional half missed counts as one."""
+        return {"nfe": state.calls}
+
+    def _predict(self, state: RasterState, guided: bool) -> RasterState:
+        """Returns the state with the prediction of the next token: one call, of 2N rows where guided."""
+        n, known, read = len(state.context), state.known, state.unconditional_length
+        state = dataclasses.replace(state, cache=state.cache.branch(known))
+        if guided and read == known:
+            logits, features = self._read(state, known, slice(0, 2 * n))
+            prediction, features = Prediction(logits[:n], logits[n:]), features[:n]
+        else:
+            logits, features = self._read(state, known, slice(0, n))
+            rest = self._read(state, read, slice(n, 2 * n))[0] if guided else None
+            prediction = Prediction(logits, rest)
+        known_features = state.features
+        if self.needs_features:
+            known_features = torch.cat([known_features, features[:, None].float()], dim=1)
+        return dataclasses.replace(
+            state,
+            calls=state.calls + 1 + guided,
+            features=known_features,
+            unconditional_length=known + 1 if guided else read,
+            prediction=prediction,
+        )
+
+    def _read(self, state: RasterState, start: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """Returns what the network says of the next token, having read the rows' entries from `start` on."""
+        tokens = state.tokens[:, max(start - 1, 0) : state.known].repeat(2, 1)[rows]
+        labels = None
+        if start == 0:
+            labels = torch.cat([state.context, torch.full_like(state.context, self.num_classes)])[rows]
+        return self.read(tokens, labels, start, state.cache, rows)
+
+
+def schedule(num_steps: int, codebook_size: int, guidance_weight: float = 1.0) -> tuple[ScheduleParam, ...]:
+    """Returns the parameters with LlamaGen's constant schedule: temperature 1, guidance scale 2, no filters.
+
+    Top-k reaches from 0 to 2V and stands at V, where it keeps all. Top-p cannot stand at 1, the end of its range;
+    0.999 is close and leaves a unit action some effect.
+    """
+    up_to_twice_all = Bijector(
+        lambda x: 2 * codebook_size * torch.sigmoid(x),
+        lambda y: torch.logit(y / (2 * codebook_size)),
+        0.0,
+        2.0 * codebook_size,
+    )
+    return (
+        ScheduleParam("token_temperature", POSITIVE, constant(1.0, num_steps), span=1.0),
+        ScheduleParam("top_k", up_to_twice_all, constant(codebook_size, num_steps), span=4.0),
+        ScheduleParam("top_p", UNIT, constant(0.999, num_steps), span=4.0),
+        ScheduleParam("guidance_weight", POSITIVE, constant(guidance_weight, num_steps), span=2.0),
+    )
+
+
+def num_decisions(grid_size: int, num_steps: int | None, tokens_per_decision: int | None) -> int:
+    """Returns T = L / tokens_per_decision, by default one decision for each row of the grid.
+
+    Raises:
+        ValueError: if the tokens do not divide evenly, or `num_steps` is given and another number.
+    """
+    length = grid_size**2
+    size = grid_size if tokens_per_decision is None else tokens_per_decision
+    if size < 1 or length % size:
+        raise ValueError(f"tokens_per_decision must divide the {length} tokens of an image, got {size}")
+    horizon = length // size
+    if num_steps not in (None, horizon):
+        raise ValueError(
+            f"num_steps must be {length} tokens / {size} tokens_per_decision = {horizon}, or None, got {num_steps}"
+        )
+    return horizon
+
+
+def make_sampler(
+    backbone: str,
+    num_steps: int | None,
+    device: str,
+    dtype: torch.dtype,
+    needs_features: bool,
+    compile: bool,
+    tokens_per_decision: int | None = None,
+) -> RasterSampler:
+    """Returns the raster sampler of a named backbone."""
+    transformer = load_generator("llamagen", backbone).to(device, dtype)
+    tokenizer = load_generator("vq", backbone).to(device)
+    grid_size, codebook_size = transformer.grid_size, transformer.codebook_size
+    horizon = num_decisions(grid_size, num_steps, tokens_per_decision)
+    side = grid_size * tokenizer.downsampling
+    return RasterSampler(
+        torch.compile(transformer.read) if compile else transformer.read,
+        transformer.new_cache,
+        tokenizer.decode,
+        schedule(horizon, codebook_size),
+        grid_size=grid_size,
+        codebook_size=codebook_size,
+        num_classes=transformer.num_classes,
+        feature_dim=transformer.embed_dim,
+        image_shape=(tokenizer.image_channels, side, side),
+        needs_features=needs_features,
+    )

@@ -1,0 +1,271 @@
+"""VAR: next-scale prediction of an image (Tian et al. 2024), with AdaGen's four schedule parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genenv.checkpoints import load_generator
+from genenv.filters import keep_top_k, keep_top_p
+from genenv.models.digits_msvq import DigitsMSVQ
+from genenv.models.kv_cache import KVCache
+from genenv.models.var import VARTransformer
+from genenv.models.var_vqvae import VARVQVAE
+from genenv.protocols import Context, Field, Observation
+from genenv.rng import BatchRng, categorical
+from genenv.schedules import POSITIVE, UNIT, Bijector, ScheduleParam, constant
+
+PARTS = ("var", "msvq")
+"""Networks of a backbone."""
+
+
+GUIDANCE = {"imagenet256-var-d30": 2.0}
+"""Backbone -> the last scale's hand-crafted guidance in AdaGen's configurations, where it is not 1.5."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the network says of the coming scale, of M positions."""
+
+    conditional: Tensor  # (N, M, V) logits
+    unconditional: Tensor | None  # (N, M, V) logits; None where guidance is not wanted
+    hidden: Tensor  # (N, M, D) of the conditional half
+
+
+@dataclasses.dataclass(frozen=True)
+class VARState:
+    """A token map between two scales.
+
+    Attributes:
+        latents: (N, C, h, w) float32, the accumulated token map: what an image is decoded from.
+        maps: (N, M, C) float32, what the network reads of all scales after the first, up to the coming one.
+        tokens: (N, M) int64, the last scale's, row-major; none before the first decision.
+        context: (N,) int64 class labels.
+        step: decisions taken, and the coming scale.
+        calls: (N,) int64, scales that the network read for each image, guidance counted.
+        confidence: (N,) mean log-probability of the tokens chosen last.
+        cache: keys and values of the scales read so far, the conditional rows first.
+        unconditional_scales: how many scales are in the cache's unconditional rows.
+        prediction: of the coming scale; None until it is needed.
+    """
+
+    latents: Tensor
+    maps: Tensor
+    tokens: Tensor
+    context: Context
+    step: int
+    calls: Tensor
+    confidence: Tensor
+    cache: KVCache
+    unconditional_scales: int
+    prediction: Prediction | None
+
+
+class VARSampler:
+    """Draws the token map of one scale in each of T decisions, coarse to fine.
+
+    Dynamics of AdaGen (methods of the released code), at scale t: guided logits l = c + u (c - n), c with the class and
+    n without, where u = w t / (T - 1) grows over the scales; all but the k likeliest tokens, then all but the
+    likeliest of probability p, are dropped; token ~ Cat(l / token temperature).
+
+    Args:
+        transformer: the generator.
+        tokenizer: its tokenizer.
+        params: guidance_weight (w), top_k, top_p, token_temperature, one decision for each scale.
+        needs_features: predict before each decision, so that a policy can see the features. Otherwise the prediction
+            waits for the guidance weight, and its unconditional half is left out where all weights are 0. Where
+            guidance is wanted later, that half catches up on the scales it has not read.
+    """
+
+    stochastic = True
+
+    def __init__(
+        self,
+        transformer: VARTransformer,
+        tokenizer: DigitsMSVQ | VARVQVAE,
+        params: Sequence[ScheduleParam],
+        *,
+        needs_features: bool = False,
+    ):
+        self.transformer, self.tokenizer, self.quantiser = transformer, tokenizer, tokenizer.quantize
+        self.params, self.horizon = tuple(params), len(params[0].static)
+        self.num_classes, self.image_shape = transformer.num_classes, tokenizer.image_shape
+        self.offsets, self.needs_features = transformer.offsets, needs_features
+        largest = torch.finfo(torch.float32).max
+        channels, height, width = self.quantiser.latent_shape
+        self.fields = {
+            "latents": Field((channels, height, width), torch.float32, -largest, largest),
+            "features": Field((height * width, transformer.embed_dim), torch.float32, -largest, largest),
+        }
+
+    def start(self, context: Context, rng: BatchRng) -> VARState:
+        """Returns the empty token map."""
+        n, shape, device = len(context), self.quantiser.latent_shape, context.device
+        state = VARState(
+            latents=torch.zeros(n, *shape, device=device),
+            maps=torch.zeros(n, 0, shape[0], device=device),
+            tokens=context.new_zeros(n, 0),
+            context=context,
+            step=0,
+            calls=torch.zeros_like(context),
+            confidence=torch.zeros(n, device=device),
+            cache=self.transformer.new_cache(2 * n),
+            unconditional_scales=0,
+            prediction=None,
+        )
+        return self._predict(state, guided=True) if self.needs_features else state
+
+    def observe(self, state: VARState, names: Sequence[str]) -> Observation:
+        """Returns latents (N, C, h, w) and features (N, h * w, D); the features are 0 after the last decision."""
+        fields = {}
+        if "latents" in names:
+            fields["latents"] = state.latents
+        if "features" in names:
+            if state.prediction is None:
+                shape = self.fields["features"].shape
+                fields["features"] = torch.zeros(len(state.latents), *shape, device=state.latents.device)
+            else:
+                fields["features"] = resize(state.prediction.hidden, state.latents.shape[-1])
+        return fields
+
+    def advance(self, state: VARState, params: dict[str, Tensor], rng: BatchRng) -> VARState:
+        """Returns the token map after one scale with per-image parameters {name: (N,)}."""
+        if state.prediction is None:
+            state = self._predict(state, guided=bool((params["guidance_weight"] != 0).any()))
+        num_tokens = self.offsets[state.step + 1] - self.offsets[state.step]
+        return self.decide(state, params, rng.at(state.step).uniform(num_tokens))
+
+    def decide(self, state: VARState, params: dict[str, Tensor], token_uniform: Tensor) -> VARState:
+        """Takes one decision with given randomness: uniform (N, M) for the tokens."""
+        assert state.prediction is not None
+        logits = self.guided_logits(state, params["guidance_weight"])
+        kept = keep_top_p(keep_top_k(logits, params["top_k"]), params["top_p"])
+        # A temperature of 0 is the limit of small ones: the likeliest token.
+        temperature = params["token_temperature"].float().clamp(min=1e-4)[:, None, None]
+        tokens = categorical(kept / temperature, token_uniform)  # (N, M)
+        log_probability = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        latents = state.latents + self.quantiser.expand(self.quantiser.embedding(tokens), state.step)
+        maps, step = state.maps, state.step + 1
+        if step < self.horizon:
+            maps = torch.cat([maps, self.quantiser.shrink(latents, step)], dim=1)
+        state = dataclasses.replace(
+            state,
+            latents=latents,
+            maps=maps,
+            tokens=tokens,
+            step=step,
+            confidence=log_probability.mean(-1),
+            prediction=None,
+        )
+        if self.needs_features and step < self.horizon:
+            state = self._predict(state, guided=True)
+        return state
+
+    def guided_logits(self, state: VARState, weight: Tensor) -> Tensor:
+        """Returns the logits (N, M, V) of the coming scale with guidance weights (N,)."""
+        assert state.prediction is not None
+        logits = state.prediction.conditional.float()
+        if state.prediction.unconditional is None:
+            return logits
+        weight = (weight * (state.step / (self.horizon - 1))).float()[:, None, None]
+        return logits + weight * (logits - state.prediction.unconditional.float())
+
+    def decode(self, state: VARState) -> Tensor:
+        """Returns images (N, C, H, W) of the accumulated token map."""
+        return self.tokenizer.decode(state.latents)
+
+    def undecided(self, state: VARState) -> Tensor:
+        """Returns the share of the scales that are still to come at every place, (N, h, w)."""
+        n, _, height, width = state.latents.shape
+        return state.latents.new_full((n, height, width), 1 - state.step / self.horizon)
+
+    def diagnostics(self, state: VARState) -> dict[str, Tensor]:
+        """Returns the network evaluations so far, of one scale each, and the confidence of the last decision."""
+        return {"nfe": state.calls, "confidence": state.confidence}
+
+    def _predict(self, state: VARState, guided: bool) -> VARState:
+        """Returns the state with the network's prediction of the coming scale.
+
+        One call, of 2N rows where guided; two where the unconditional half has scales to catch up on.
+        """
+        n, step, read = len(state.context), state.step, state.unconditional_scales
+        cache = state.cache.branch(self.offsets[step])
+        null = torch.full_like(state.context, self.num_classes)
+        unconditional = None
+        if guided and read == step:
+            maps, labels = state.maps.repeat(2, 1, 1), torch.cat([state.context, null])
+            logits, hidden = self._read(maps, labels, step, cache, slice(0, 2 * n))
+            conditional, unconditional, hidden = logits[:n], logits[n:], hidden[:n]
+        else:
+            conditional, hidden = self._read(state.maps, state.context, step, cache, slice(0, n))
+            if guided:
+                logits, _ = self._read(state.maps, null, read, cache, slice(n, 2 * n))
+                unconditional = logits[:, -conditional.shape[1] :]
+        return dataclasses.replace(
+            state,
+            calls=state.calls + 1 + guided * (step + 1 - read),
+            cache=cache,
+            unconditional_scales=step + 1 if guided else read,
+            prediction=Prediction(conditional, unconditional, hidden),
+        )
+
+    def _read(
+        self, maps: Tensor, labels: Tensor, first: int, cache: KVCache, rows: slice
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the logits and hidden states of the scales from `first` on, of which the cache knows nothing yet."""
+        known = max(0, self.offsets[first] - self.offsets[1])
+        return self.transformer(maps[:, known:], labels, first, cache, rows)
+
+
+def resize(hidden: Tensor, side: int) -> Tensor:
+    """Returns a scale's hidden states (N, p * p, D) brought to another size, (N, side * side, D) float32."""
+    size = round(hidden.shape[1] ** 0.5)
+    grid = hidden.float().transpose(1, 2).unflatten(2, (size, size))
+    return F.interpolate(grid, size=side, mode="bicubic").flatten(2).transpose(1, 2)
+
+
+def schedule(num_scales: int, vocab_size: int, guidance_weight: float = 1.5) -> tuple[ScheduleParam, ...]:
+    """Returns AdaGen's parameters with VAR's hand-crafted schedule.
+
+    Guidance that the sampler lets grow linearly to `guidance_weight`, 900 of every 4096 tokens, probability 0.96,
+    token temperature 1.
+    """
+    count = Bijector(
+        lambda x: vocab_size * torch.sigmoid(x), lambda y: torch.logit(y / vocab_size), 0.0, float(vocab_size)
+    )
+    return (
+        ScheduleParam("guidance_weight", POSITIVE, constant(guidance_weight, num_scales), span=2.0),
+        ScheduleParam("top_k", count, constant(vocab_size * 900 / 4096, num_scales), span=1.0),
+        ScheduleParam("top_p", UNIT, constant(0.96, num_scales), span=2.0),
+        ScheduleParam("token_temperature", POSITIVE, constant(1.0, num_scales), span=1.0),
+    )
+
+
+def make_sampler(
+    backbone: str,
+    num_steps: int | None,
+    device: str,
+    dtype: torch.dtype,
+    needs_features: bool,
+    compile: bool,
+) -> VARSampler:
+    """Returns the VAR sampler of a named backbone; a decision is a scale, so that their number is the backbone's."""
+    transformer = load_generator("var", backbone).to(device, dtype)
+    tokenizer = load_generator("msvq", backbone).to(device)
+    num_scales = len(transformer.patch_nums)
+    if num_steps not in (None, num_scales):
+        raise ValueError(
+            f"num_steps must be {num_scales}, the scales of backbone {backbone!r}, or None, got {num_steps}"
+        )
+    if compile:
+        transformer.compile()
+    return VARSampler(
+        transformer,
+        tokenizer,
+        schedule(num_scales, transformer.vocab_size, GUIDANCE.get(backbone, 1.5)),
+        needs_features=needs_features,
+    )

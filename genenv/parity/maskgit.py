@@ -1,0 +1,105 @@
+"""Reference vectors of MaskGIT: the transformer with its whole loop, and the VQGAN tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from genenv.envs.maskgit import MaskGITSampler, schedule
+from genenv.models.maskgit import MaskGITTransformer
+from genenv.models.maskgit_vqgan import MaskGITVQGAN
+from genenv.parity.fixture import Fixture, Result, close, equal
+from genenv.rng import BatchRng
+
+ACTIONS = {
+    "mask_ratio": "manual_gen_ratios",
+    "mask_temperature": "manual_temp",
+    "token_temperature": "manual_samp_temp",
+    "guidance_weight": "manual_cfg",
+}
+"""Schedule parameter -> its name in the reference."""
+
+
+def transformer(fixture: Fixture) -> MaskGITTransformer:
+    """Returns the reference's transformer."""
+    shape = fixture.config["constructor"]
+    model = MaskGITTransformer(
+        grid_size=shape["img_size"],
+        codebook_size=shape["codebook_size"],
+        embed_dim=shape["embed_dim"],
+        depth=shape["depth"],
+        num_heads=shape["num_heads"],
+        mlp_ratio=shape["mlp_ratio"],
+        num_classes=shape["num_classes"] - 1,
+    )
+    model.load_state_dict(fixture.state_dict)
+    return model.eval().requires_grad_(False)
+
+
+def tokenizer(fixture: Fixture) -> MaskGITVQGAN:
+    """Returns the reference's tokenizer."""
+    shape = fixture.config["constructor"]
+    model = MaskGITVQGAN(
+        ch=shape["ddconfig"]["ch"],
+        ch_mult=shape["ddconfig"]["ch_mult"],
+        num_res_blocks=shape["ddconfig"]["num_res_blocks"],
+        z_channels=shape["ddconfig"]["z_channels"],
+        n_embed=shape["n_embed"],
+    )
+    model.load_state_dict(fixture.state_dict)
+    return model.eval().requires_grad_(False)
+
+
+def sampler(fixture: Fixture, tokenizer_fixture: Fixture, horizon: int) -> MaskGITSampler:
+    """Returns the environment's sampler over the reference's networks."""
+    network, vqgan = transformer(fixture), tokenizer(tokenizer_fixture)
+    side = network.grid_size * vqgan.downsampling
+    return MaskGITSampler(
+        network,
+        vqgan.decode,
+        schedule(horizon, guidance_weight=1.0),
+        grid_size=network.grid_size,
+        codebook_size=network.codebook_size,
+        num_classes=network.num_classes,
+        feature_dim=network.embed_dim,
+        image_shape=(3, side, side),
+        needs_features=True,
+    )
+
+
+def params_at(rollout: dict[str, Tensor], t: int) -> dict[str, Tensor]:
+    """Returns the recorded schedule parameters {name: (N,)} of a decision."""
+    return {name: rollout[f"action.{key}"][t].double() for name, key in ACTIONS.items()}
+
+
+@torch.no_grad()
+def check_maskgit(fixture: Fixture) -> Iterator[Result]:
+    """The transformer's logits and features, then every decision of the rollout and its image."""
+    io = fixture.tensors("io")
+    logits, features = transformer(fixture)(io["masked_ids"], io["context"][:, 0])
+    yield close("logits", logits, io["logits"])
+    stride = features.shape[1] // io["feat"].shape[1]
+    yield close("features", features[:, ::stride], io["feat"])
+    rollout = fixture.tensors("rollout")
+    horizon, batch, _ = rollout["sampled_ids"].shape
+    env = sampler(fixture, fixture.sibling(fixture.config["generator"]["decoder"]), horizon)
+    state = env.start(rollout["contexts"], BatchRng(torch.arange(batch)))
+    for t in range(horizon):
+        uniform, noise = rollout["token_uniform"][t].double(), rollout["confidence_gumbel"][t].double()
+        state = env.decide(state, params_at(rollout, t), uniform, noise)
+        yield equal(f"sampled tokens, decision {t}", state.sampled, rollout["sampled_ids"][t])
+        yield equal(f"masked tokens, decision {t}", state.tokens, rollout["masked_ids"][t])
+    yield close("images", env.decode(state), rollout["images"], 1e-3)
+
+
+@torch.no_grad()
+def check_maskgit_vqgan(fixture: Fixture) -> Iterator[Result]:
+    """The tokenizer's single calls."""
+    io, model = fixture.tensors("io"), tokenizer(fixture)
+    yield close("decoded", model.decode_unclamped(io["codes"]), io["decoded"])
+    yield close("encoder", model.encoder(io["image_in"]), io["encoder_out"])
+    yield equal("tokens", model.encode(io["image_in"]).flatten(), io["encode_indices"])
+    entries = model.quantize.embedding(model.encode(io["image_in"])).permute(0, 3, 1, 2)
+    yield close("codebook entries", entries, io["encode_quant"])

@@ -1,0 +1,131 @@
+"""The released checkpoints of others: what each file is, where it comes from, and the network that it fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from genenv.models.autoencoder_kl import AutoencoderKL
+from genenv.models.dit import dit_xl_2
+from genenv.models.llamagen import llamagen_imagenet
+from genenv.models.llamagen_vq import LlamaGenVQ
+from genenv.models.maskgit import MaskGITTransformer
+from genenv.models.maskgit_vqgan import MaskGITVQGAN
+from genenv.models.policy import PolicyBackbone
+from genenv.models.var import PATCH_NUMS_256, PATCH_NUMS_512, var_d
+from genenv.models.var_vqvae import VARVQVAE
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """One released file.
+
+    Attributes:
+        file: its name.
+        build: makes the network without weights.
+        page: where people find it.
+        licence: of the weights, as far as their authors state it.
+        url: for an automatic download; None where the host wants a browser.
+    """
+
+    file: str
+    build: Callable[[], nn.Module]
+    page: str
+    licence: str
+    url: str | None = None
+
+
+def _hugging_face(repo: str, file: str, build: Callable[[], nn.Module], licence: str) -> Release:
+    page = f"https://huggingface.co/{repo}"
+    return Release(file, build, page, licence, url=f"{page}/resolve/main/{file}")
+
+
+def _google_drive(key: str, file: str, build: Callable[[], nn.Module], licence: str) -> Release:
+    return Release(file, build, f"https://drive.google.com/file/d/{key}/view", licence)
+
+
+def _policy(name: str, feature_dim: int, num_outputs: int) -> Release:
+    build = functools.partial(PolicyBackbone, feature_dim, grid_size=16, num_outputs=num_outputs)
+    return _hugging_face("nzl-thu/AdaGen_Policies", f"{name}.pth", build, "MIT (AdaGen)")
+
+
+def _var(depth: int) -> Release:
+    build = functools.partial(var_d, depth)
+    return _hugging_face("FoundationVision/var", f"var_d{depth}.pth", build, "MIT (VAR)")
+
+
+def _var_tokenizer(patch_nums: Sequence[int]) -> Release:
+    build = functools.partial(VARVQVAE, patch_nums)
+    return _hugging_face("FoundationVision/var", "vae_ch160v4096z32.pth", build, "MIT (VAR)")
+
+
+def _llamagen(size: str, pixels: int) -> Release:
+    build = functools.partial(llamagen_imagenet, size, pixels // 16)
+    return _hugging_face("FoundationVision/LlamaGen", f"c2i_{size}_{pixels}.pt", build, "MIT (LlamaGen)")
+
+
+def _llamagen_vq(factor: int, ch_mult: tuple[int, ...]) -> Release:
+    build = functools.partial(LlamaGenVQ, ch_mult=ch_mult)
+    return _hugging_face("FoundationVision/LlamaGen", f"vq_ds{factor}_c2i.pt", build, "MIT (LlamaGen)")
+
+
+LLAMAGEN_SIZES = (("B", 256), ("B", 384), ("L", 256), ("L", 384), ("XL", 384), ("XXL", 384), ("3B", 384))
+
+RELEASES: dict[str, Release] = {
+    "MaskGIT-L": _hugging_face(
+        "nzl-thu/MaskGIT-L",
+        "MaskGIT-L.pth",
+        lambda: MaskGITTransformer(16, codebook_size=1024, embed_dim=768, depth=24, num_heads=8),
+        "MIT (AdaGen)",
+    ),
+    "vqgan_jax_strongaug": _google_drive(
+        "13S_unB87n6KKuuMdyMnyExW0G1kplTbP", "vqgan_jax_strongaug.ckpt", MaskGITVQGAN, "MIT (MAGE)"
+    ),
+    **{f"var_d{depth}": _var(depth) for depth in (16, 20, 24, 30, 36)},
+    "vae_ch160v4096z32": _var_tokenizer(PATCH_NUMS_256),
+    "vae_ch160v4096z32 at 512 pixels": _var_tokenizer(PATCH_NUMS_512),
+    **{f"c2i_{size}_{pixels}": _llamagen(size, pixels) for size, pixels in LLAMAGEN_SIZES},
+    "vq_ds16_c2i": _llamagen_vq(16, (1, 1, 2, 2, 4)),
+    "vq_ds8_c2i": _llamagen_vq(8, (1, 2, 2, 4)),
+    "DiT-XL-2-256x256": Release(
+        "DiT-XL-2-256x256.pt",
+        dit_xl_2,
+        page="https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt",
+        licence="CC BY-NC 4.0, not for commercial use (DiT)",
+        url="https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt",
+    ),
+    "SiT-XL-2-256": _hugging_face("nyu-visionx/SiT-collections", "SiT-XL-2-256.pt", dit_xl_2, "MIT (SiT)"),
+    "autoencoder_kl_ema": _google_drive(
+        "10nbEiFd4YCHlzfTkJjZf45YcSMCN34m6",
+        "autoencoder_kl_ema.pth",
+        AutoencoderKL,
+        "CreativeML OpenRAIL-M (Stable Diffusion's autoencoder)",
+    ),
+    "maskgit_policy": _policy("maskgit_policy", 768, 4),
+    "dit_policy": _policy("dit_policy", 1152, 2),
+    "sit_policy": _policy("sit_policy", 1152, 2),
+    "var_d16_policy": _policy("var_d16_policy", 1024, 4),
+    "var_d30_policy": _policy("var_d30_policy", 1920, 4),
+}
+"""Checkpoint -> its release. No sha256 of these files is published; the first download's is recorded and kept to."""
+
+BACKBONES: dict[str, dict[str, str]] = {
+    "imagenet256-maskgit-l": {"maskgit": "MaskGIT-L", "vq": "vqgan_jax_strongaug"},
+    **{
+        f"imagenet{512 if depth == 36 else 256}-var-d{depth}": {
+            "var": f"var_d{depth}",
+            "msvq": "vae_ch160v4096z32" + (" at 512 pixels" if depth == 36 else ""),
+        }
+        for depth in (16, 20, 24, 30, 36)
+    },
+    **{
+        f"imagenet{pixels}-llamagen-{size.lower()}": {"llamagen": f"c2i_{size}_{pixels}", "vq": "vq_ds16_c2i"}
+        for size, pixels in LLAMAGEN_SIZES
+    },
+    "imagenet256-dit-xl-2": {"dit": "DiT-XL-2-256x256", "vae": "autoencoder_kl_ema"},
+    "imagenet256-sit-xl-2": {"sit": "SiT-XL-2-256", "vae": "autoencoder_kl_ema"},
+}
+"""Generator -> {part: checkpoint}."""

@@ -1,0 +1,265 @@
+"""The parity command: on the reference vectors where they lie beside this checkout, and on small ones made here."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from oracles import maskgit_decision
+from safetensors.torch import save_file
+
+from genenv.models.maskgit import MaskGITTransformer
+from genenv.models.maskgit_vqgan import MaskGITVQGAN
+from genenv.parity import __main__ as parity
+from genenv.parity.fixture import close, equal
+from genenv.rng import gumbel
+
+REFERENCE = Path(__file__).parents[3] / "shared" / "parity"
+CODES, GRID, DIM, STEPS, BATCH = 8, 4, 8, 3, 2
+
+
+def lines(capsys):
+    return [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference vectors are not beside this checkout")
+@pytest.mark.parametrize("name", [*parity.CHECKS, parity.SHAPES])
+def test_the_official_vectors_are_reproduced(name, tmp_path, capsys):
+    for folder in REFERENCE.iterdir():  # some fixtures refer to their neighbours
+        (tmp_path / folder.name).symlink_to(folder)
+    found = list(parity.results(tmp_path / name))
+    assert len(found) >= 3
+    assert [result for result in found if not result.ok] == []
+
+
+def write(folder, config, weights=None, **tensors):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    if weights is not None:
+        save_file(
+            {name: value.contiguous() for name, value in weights.items()}, folder / "weights.safetensors"
+        )
+    for name, values in tensors.items():
+        save_file(
+            {key: value.clone().contiguous() for key, value in values.items()}, folder / f"{name}.safetensors"
+        )
+
+
+def scipy_fid(features, mean, covariance):
+    own = np.cov(features.T)
+    cross = scipy.linalg.sqrtm(own @ covariance).real
+    return float(((features.mean(0) - mean) ** 2).sum() + np.trace(own + covariance - 2 * cross))
+
+
+@pytest.fixture
+def fid_vectors(tmp_path):
+    """A folder of FID vectors, computed by SciPy."""
+    generator = np.random.default_rng(0)
+    reference, other = generator.normal(size=(90, 5)), generator.normal(0.3, 1.2, size=(70, 5))
+    logits = generator.normal(size=(60, 4))
+    probability = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+    def score(splits, order):
+        parts = np.array_split(probability[order], splits)
+        return [math.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean()) for p in parts]
+
+    mixed = score(10, np.random.RandomState(2020).permutation(60))
+    mean, covariance = reference.mean(0), np.cov(reference.T)
+    fid = scipy_fid(other, mean, covariance)
+    results = {
+        "a": {"adagen": fid, "torch_fidelity": fid},
+        "few": {"adagen": "nan", "torch_fidelity": fid},
+        "isc": {
+            "adagen": np.mean(mixed),
+            "torch_fidelity_mean": np.mean(mixed),
+            "torch_fidelity_std": np.std(mixed),
+            "splits4_noshuffle": np.mean(score(4, np.arange(60))),
+        },
+    }
+    io = {
+        "ref_features": reference,
+        "ref_mu": mean,
+        "ref_sigma": covariance,
+        "a_features": other,
+        "few_features": other,
+        "logits": logits,
+    }
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    write(folder / "fid", {"results": results}, io={name: torch.from_numpy(v) for name, v in io.items()})
+    return folder
+
+
+def test_right_vectors_pass(fid_vectors, capsys):
+    assert parity.main([str(fid_vectors)]) == 0
+    shown = lines(capsys)
+    assert {line[0] for line in shown} == {"fid"}
+    assert all(len(line) == 5 and line[-1] == "ok" for line in shown)
+    assert "FID of few, adagen" not in {line[1] for line in shown}  # not a number there
+
+
+def test_a_wrong_number_fails(fid_vectors, capsys):
+    path = fid_vectors / "fid" / "config.json"
+    config = json.loads(path.read_text())
+    config["results"]["a"]["torch_fidelity"] *= 1 + 1e-6
+    path.write_text(json.dumps(config))
+    assert parity.main([str(fid_vectors)]) == 1
+    failed = [line for line in lines(capsys) if line[-1] == "FAIL"]
+    assert [line[1] for line in failed] == ["FID of a, torch-fidelity"]
+
+
+def test_a_folder_that_is_not_known_fails(fid_vectors, capsys):
+    (fid_vectors / "gan").mkdir()
+    assert parity.main([str(fid_vectors)]) == 1
+    assert ["gan", "unknown folder", "nan", "0", "FAIL"] in lines(capsys)
+
+
+def test_a_folder_that_cannot_be_read_fails_and_the_others_are_still_checked(fid_vectors, capsys):
+    shutil.copytree(fid_vectors / "fid", fid_vectors / "dit")
+    assert parity.main([str(fid_vectors)]) == 1
+    shown = lines(capsys)
+    assert shown[0][0] == "dit"
+    assert shown[0][1].startswith("FileNotFoundError")
+    assert shown[0][-1] == "FAIL"
+    assert [line[-1] for line in shown if line[0] == "fid"] == ["ok"] * (len(shown) - 1)
+
+
+def test_a_skipped_folder_says_why(fid_vectors, capsys):
+    (fid_vectors / "adanat_disc").mkdir()
+    assert parity.main([str(fid_vectors)]) == 0
+    assert capsys.readouterr().out.startswith("adanat_disc  skipped: ")
+
+
+@pytest.mark.parametrize(("make", "message"), [(True, "holds no folders"), (False, "is not a folder")])
+def test_no_vectors_at_all_is_a_mistake(tmp_path, capsys, make, message):
+    if make:
+        (tmp_path / "empty").mkdir()
+    assert parity.main([str(tmp_path / "empty")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def maskgit_vectors(tmp_path):
+    """MaskGIT vectors whose decisions a plain Python loop takes."""
+    torch.manual_seed(0)
+    network = MaskGITTransformer(GRID, CODES, DIM, depth=2, num_heads=2, mlp_ratio=2.0, num_classes=5).eval()
+    vqgan = MaskGITVQGAN(32, (1, 1), 1, 8, CODES).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    contexts = torch.tensor([1, 3])
+    uniform, noise = torch.rand(STEPS, BATCH, GRID**2), gumbel(torch.rand(STEPS, BATCH, GRID**2))
+    actions = {
+        "mask_ratio": torch.linspace(0.8, 0.1, STEPS)[:, None].expand(STEPS, BATCH),
+        "mask_temperature": torch.rand(STEPS, BATCH),
+        "token_temperature": 0.5 + torch.rand(STEPS, BATCH),
+        "guidance_weight": torch.rand(STEPS, BATCH),
+    }
+    grids = [[CODES] * GRID**2 for _ in range(BATCH)]
+    sampled_ids, masked_ids = [], []
+    for t in range(STEPS):
+        sampled = []
+        for i in range(BATCH):
+            tokens = torch.tensor([grids[i], grids[i]])
+            with torch.no_grad():
+                (conditional, unconditional), _ = network(tokens, torch.tensor([int(contexts[i]), 5]))
+            params = {name: values[t, i].item() for name, values in actions.items()}
+            drawn = (uniform[t, i].tolist(), noise[t, i].tolist())
+            row, grids[i] = maskgit_decision(
+                grids[i], conditional.tolist(), unconditional.tolist(), CODES, params, *drawn
+            )
+            sampled.append(row)
+        sampled_ids.append(sampled)
+        masked_ids.append([list(grid) for grid in grids])
+    with torch.no_grad():
+        logits, features = network(torch.tensor(masked_ids[0]), contexts)
+        images = vqgan.decode(torch.tensor(sampled_ids[-1]).view(BATCH, GRID, GRID))
+    names = {"mask_ratio": "manual_gen_ratios", "mask_temperature": "manual_temp"}
+    names |= {"token_temperature": "manual_samp_temp", "guidance_weight": "manual_cfg"}
+    rollout = {f"action.{names[name]}": value for name, value in actions.items()}
+    rollout |= {
+        "contexts": contexts,
+        "token_uniform": uniform,
+        "confidence_gumbel": noise,
+        "sampled_ids": torch.tensor(sampled_ids),
+        "masked_ids": torch.tensor(masked_ids),
+        "images": images,
+    }
+    constructor = {"img_size": GRID, "codebook_size": CODES, "embed_dim": DIM, "depth": 2, "num_heads": 2}
+    constructor |= {"mlp_ratio": 2.0, "num_classes": 6}
+    io = {"masked_ids": torch.tensor(masked_ids[0]), "context": contexts[:, None], "logits": logits}
+    ddconfig = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8}
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    write(
+        folder / "maskgit",
+        {"constructor": constructor, "generator": {"decoder": "../maskgit_vqgan"}},
+        network.state_dict(),
+        io=io | {"feat": features[:, ::2]},
+        rollout=rollout,
+    )
+    write(
+        folder / "maskgit_vqgan",
+        {"constructor": {"ddconfig": ddconfig, "n_embed": CODES}},
+        vqgan.state_dict(),
+    )
+    return folder
+
+
+def test_the_decisions_of_a_plain_loop_are_reproduced_by_the_sampler(maskgit_vectors):
+    found = list(parity.results(maskgit_vectors / "maskgit"))
+    assert len(found) == 3 + 2 * STEPS
+    assert [result for result in found if not result.ok] == []
+
+
+def test_one_wrong_token_fails(maskgit_vectors):
+    path = maskgit_vectors / "maskgit" / "rollout.safetensors"
+    rollout = parity.Fixture(path.parent).tensors("rollout")
+    rollout["sampled_ids"][1, 0, 3] = (rollout["sampled_ids"][1, 0, 3] + 1) % CODES
+    save_file(rollout, path)
+    failed = [result for result in parity.results(path.parent) if not result.ok]
+    assert [result.quantity for result in failed] == ["sampled tokens, decision 1"]
+
+
+def test_weights_may_be_stored_as_two_whole_factors(tmp_path):
+    left, right = torch.tensor([[1], [2]], dtype=torch.int8), torch.tensor([[3, 4]], dtype=torch.int8)
+    weights = {"w.__lr_a": left, "w.__lr_b": right, "b": torch.ones(2)}
+    write(tmp_path / "x", {"lowrank": {"w": {"scale": 0.5, "shape": [2, 1, 2]}}}, weights)
+    state = parity.Fixture(tmp_path / "x").state_dict
+    assert state["w"].tolist() == [[[1.5, 2.0]], [[3.0, 4.0]]]
+    assert state.keys() == {"w", "b"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "ok"),
+    [
+        ([1.0, -math.inf], [1.0, -math.inf], True),
+        ([1.0, math.inf], [1.0, -math.inf], False),
+        ([100.001], [100.0], True),
+        ([0.01], [0.0], False),
+        ([math.nan], [0.0], False),
+        ([1.0], [1.0, 2.0], False),
+    ],
+)
+def test_floats_are_compared_by_absolute_and_relative_error(ours, theirs, ok):
+    assert close("x", torch.tensor(ours), torch.tensor(theirs), 1e-3).ok is ok
+
+
+def test_whole_numbers_must_be_equal():
+    assert equal("x", torch.tensor([1, 2]), torch.tensor([1, 2])).ok
+    assert not equal("x", torch.tensor([1, 2]), torch.tensor([1, 3])).ok
+    assert not equal("x", torch.tensor([1, 2]), torch.tensor([1])).ok
+
+
+def test_the_command_runs_as_a_module(fid_vectors):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "genenv.parity", str(fid_vectors)]
+    done = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split("  ")[:2] == ["fid", "reference mean"]

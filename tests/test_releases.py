@@ -1,0 +1,227 @@
+import argparse
+import dataclasses
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from agents.adagen import RELEASED_POLICIES, load_official_policy
+from genenv import checkpoints
+from genenv.checkpoints import CheckpointError, load_release, read_state_dict
+from genenv.models.maskgit import MaskGITTransformer
+from genenv.models.maskgit_vqgan import MaskGITVQGAN
+from genenv.models.policy import PolicyBackbone
+from genenv.releases import BACKBONES, RELEASES
+from genenv.rollout import run_episode
+
+GRID, CODES, DIM = 16, 32, 16
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The folder of the released checkpoints, with the networks at a small size."""
+    monkeypatch.setenv("GENENV_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    small = {
+        "MaskGIT-L": lambda: MaskGITTransformer(
+            GRID, CODES, DIM, depth=2, num_heads=2, mlp_ratio=1.0, num_classes=1000
+        ),
+        "vqgan_jax_strongaug": lambda: MaskGITVQGAN(32, (1, 1), 1, 8, CODES),
+        "maskgit_policy": lambda: PolicyBackbone(DIM, GRID, 4, hidden_dim=8, head_dims=(4, 8, 8)),
+    }
+    for name, build in small.items():
+        monkeypatch.setitem(RELEASES, name, dataclasses.replace(RELEASES[name], build=build))
+    return tmp_path
+
+
+def network(name="MaskGIT-L", seed=0):
+    torch.manual_seed(seed)
+    return RELEASES[name].build()
+
+
+def forbid_download(url, path):
+    raise AssertionError(f"{url} must not be fetched")
+
+
+def test_every_part_of_a_backbone_is_a_release():
+    assert {name for parts in BACKBONES.values() for name in parts.values()} <= RELEASES.keys()
+    assert {policy.env_kwargs["backbone"] for policy in RELEASED_POLICIES.values()} <= BACKBONES.keys()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors"])
+def test_every_file_format_is_read(tmp_path, suffix):
+    state = {"a": torch.arange(3), "b": torch.rand(2, 2)}
+    path = tmp_path / f"x{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    found = read_state_dict(path)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": state},
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"ema": state, "model": {"x": torch.zeros(1)}, "args": argparse.Namespace(lr=1e-4)},
+        lambda state: {"model": {"module": state}, "opt": {"state": {}}},
+    ],
+    ids=["model", "state_dict", "ema and args", "two levels"],
+)
+def test_weights_are_found_where_training_scripts_nest_them(tmp_path, wrap):
+    torch.save(wrap({"a": torch.arange(3)}), tmp_path / "x.pt")
+    assert read_state_dict(tmp_path / "x.pt")["a"].tolist() == [0, 1, 2]
+
+
+class Harmful:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no checkpoint", "is not a readable checkpoint"),
+        ({"model": Harmful()}, "is not a readable checkpoint"),
+        ({"epoch": 3}, "holds no state dict, at the top or under ema, model, module, state_dict"),
+        ({}, "holds no state dict"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, message):
+    path = tmp_path / "x.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        read_state_dict(path)
+
+
+def test_a_truncated_checkpoint_is_refused(home):
+    path = home / RELEASES["MaskGIT-L"].file
+    torch.save(network().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(CheckpointError, match=r"MaskGIT-L\.pth is not a readable checkpoint"):
+        load_release("MaskGIT-L")
+
+
+def test_a_file_of_another_network_is_refused(home):
+    torch.save({"x": torch.zeros(1)}, home / RELEASES["MaskGIT-L"].file)
+    with pytest.raises(CheckpointError, match=r"(?s)MaskGIT-L.pth does not fit MaskGITTransformer: .*x"):
+        load_release("MaskGIT-L")
+
+
+def test_a_file_that_changes_after_its_first_use_is_refused(home, monkeypatch):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", forbid_download)
+    path = home / RELEASES["MaskGIT-L"].file
+    torch.save(network().state_dict(), path)
+    load_release("MaskGIT-L")
+    load_release("MaskGIT-L")
+    torch.save(network(seed=1).state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"has sha256 \w{64}, but \w{64} when it was first used"):
+        load_release("MaskGIT-L")
+
+
+def test_a_missing_file_is_downloaded_once(home, monkeypatch):
+    urls = []
+
+    def download(url, path):
+        urls.append(url)
+        torch.save(network().state_dict(), path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    first, second = load_release("MaskGIT-L"), load_release("MaskGIT-L")
+    assert urls == ["https://huggingface.co/nzl-thu/MaskGIT-L/resolve/main/MaskGIT-L.pth"]
+    assert torch.equal(first.mlm_layer.bias, second.mlm_layer.bias)
+
+
+def test_a_failed_download_leaves_nothing_and_says_what_to_put_where(home, monkeypatch):
+    def fail(url, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    where = home / "MaskGIT-L.pth"
+    with pytest.raises(
+        CheckpointError, match=r"could not be downloaded \(no route\): download it from"
+    ) as error:
+        load_release("MaskGIT-L")
+    assert f"https://huggingface.co/nzl-thu/MaskGIT-L and put it at {where}" in str(error.value)
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_nothing_is_downloaded_offline(home, monkeypatch, how):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", forbid_download)
+    if how == "environment":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match="is missing and downloads are switched off: download it from"):
+        load_release("MaskGIT-L", local_files_only=how == "argument")
+
+
+def test_a_file_that_a_browser_must_fetch_is_named(home, monkeypatch):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", forbid_download)
+    with pytest.raises(
+        CheckpointError, match="cannot be fetched automatically: download it from https://drive"
+    ):
+        load_release("vqgan_jax_strongaug")
+
+
+def test_a_released_backbone_makes_an_environment(home):
+    for name in ("MaskGIT-L", "vqgan_jax_strongaug"):
+        torch.save(network(name).state_dict(), home / RELEASES[name].file)
+    env = gym.make_vec("AdaGen/MaskGIT-v0", num_envs=2, backbone="imagenet256-maskgit-l", num_steps=2)
+    episode = run_episode(env, lambda _: torch.zeros(2, 4), seed=0)
+    assert episode.images.shape == (2, 3, 2 * GRID, 2 * GRID)
+    assert episode.rewards.tolist() == [0, 0]  # the released tiers ship no judge
+
+
+def test_random_weights_need_no_file(home, monkeypatch):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", forbid_download)
+    env = gym.make("AdaGen/MaskGIT-v0", backbone="random:imagenet256-maskgit-l", num_steps=1)
+    env.reset(seed=0)
+    assert env.step(env.action_space.sample())[-1]["image"].shape == (3, 2 * GRID, 2 * GRID)
+
+
+@pytest.mark.parametrize("prefix", ["", "policy_old.actor."])
+def test_a_released_policy_plays_in_its_environment(home, prefix):
+    for name in ("MaskGIT-L", "vqgan_jax_strongaug"):
+        torch.save(network(name).state_dict(), home / RELEASES[name].file)
+    policy = network("maskgit_policy")
+    torch.nn.init.normal_(policy.linear3.weight, std=3)
+    state = {prefix + name: value for name, value in policy.state_dict().items()}
+    torch.save({"model": state} if prefix else state, home / "maskgit_policy.pth")
+    actor = load_official_policy(home / "maskgit_policy.pth")
+    env = gym.make_vec(actor.env_id, num_envs=2, **actor.env_kwargs)
+    observation, _ = env.reset(seed=0)
+    spans = torch.tensor([param.span for param in env.unwrapped.sampler.params])
+    torch.testing.assert_close(actor(observation), policy(observation) / spans)
+    assert actor(observation).abs().max() > 1  # raw outputs may leave the box
+    assert run_episode(env, actor, seed=0).images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("unknown.pth", {}, "name must be one of maskgit_policy, .*, got 'unknown'"),
+        ("dit_policy.pth", None, r"dit_policy\.pth is missing; download it from https://huggingface"),
+        ("dit_policy.pth", {"x": torch.zeros(1)}, "the tensors are not those of a released AdaGen policy"),
+    ],
+)
+def test_what_is_no_released_policy_is_refused(tmp_path, file, content, message):
+    if content is not None:
+        torch.save(content, tmp_path / file)
+    with pytest.raises(ValueError, match=message):
+        load_official_policy(tmp_path / file)
+
+
+def test_a_release_is_frozen(home):
+    torch.save(network().state_dict(), home / RELEASES["MaskGIT-L"].file)
+    model = load_release("MaskGIT-L")
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_no_shipped_name_is_a_released_one():
+    assert checkpoints.backbones_with(["maskgit", "vq"]) == ["digits", "imagenet256-maskgit-l"]
