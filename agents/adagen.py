@@ -36,7 +36,7 @@ from torch.utils.tensorboard import SummaryWriter
 import genenv
 from agents.checkpointing import MetricsLog, load_checkpoint, save_checkpoint
 from agents.losses import gaussian_log_prob, ppo_policy_loss, standardise
-from genenv.checkpoints import read_state_dict, write_text
+from genenv.checkpoints import read_state_dict, torch_device, write_text
 from genenv.data import real_like
 from genenv.envs import diffusion, flow, maskgit, var
 from genenv.evaluation import Evaluation, Evaluator, held_out_seed
@@ -184,7 +184,7 @@ PRESETS = {
     ),
 }
 """Named configurations: the digits of each paradigm, and the published hyper-parameters (AdaGen and AdaNAT's released
-training code), which go with any `--env-id`."""
+training code), which go with any `--env-id` that takes their `--num-steps`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -668,8 +668,9 @@ def load_official_policy(path: Path | str, name: str | None = None, device: str 
     if not path.is_file():
         raise ValueError(f"{path} is missing; download it from {RELEASES[name].page}")
     released = RELEASED_POLICIES[name]
-    policy = released_network(read_state_dict(path)).to(device)
-    spans = torch.tensor([param.span for param in released.params], device=device)
+    place = torch_device(device)
+    policy = released_network(read_state_dict(path)).to(place)
+    spans = torch.tensor([param.span for param in released.params], device=place)
     env_kwargs = released.env_kwargs | {"observe": ["features", "step"], "device": device}
     return PolicyActor(released.env_id, env_kwargs, lambda observation: policy(observation) / spans)
 

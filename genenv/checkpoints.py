@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -110,7 +109,9 @@ def load_generator(part: str, backbone: str) -> Any:
         parts = RELEASED_BACKBONES[backbone.removeprefix(RANDOM)]
         _check_part(part, backbone, parts)
         if backbone.startswith(RANDOM):
-            return RELEASES[parts[part]].build().eval().requires_grad_(False)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                return RELEASES[parts[part]].build().eval().requires_grad_(False)
         return load_release(parts[part])
     folder = backbone_folder(backbone)
     _check_part(part, backbone, DIGITS_PARTS)
@@ -134,10 +135,11 @@ def load_release(name: str, local_files_only: bool = False) -> Any:
     """
     release = RELEASES[name]
     path = locate(release, local_files_only)
-    check_recorded(path)
+    record = check_recorded(path)
     with torch.device("meta"):
         model = release.build()
     load_state(model, read_state_dict(path), path)
+    record()
     return model.eval().requires_grad_(False)
 
 
@@ -164,18 +166,27 @@ def locate(release: Release, local_files_only: bool = False) -> Path:
     return path
 
 
-def check_recorded(path: Path) -> None:
-    """Compares a released file with the hash at its first use, which is recorded beside it; none is published."""
+def check_recorded(path: Path) -> Callable[[], None]:
+    """Compares a released file with its hash at the first use, which is kept beside it.
+
+    Returns:
+        What records the hash of a file that is new, to be called once it has proved to be the right one.
+    """
     record = path.parent / "recorded_sha256.json"
     known = json.loads(record.read_text()) if record.is_file() else {}
     found = sha256(path)
-    if known.setdefault(path.name, found) != found:
+    if known.get(path.name, found) != found:
         raise CheckpointError(
             f"{path} has sha256 {found}, but {known[path.name]} when it was first used; download it again, "
             f"or remove its line from {record} if you replaced it on purpose"
         )
-    if not record.is_file() or path.name not in json.loads(record.read_text()):
-        write_text(record, json.dumps(known, indent=2) + "\n")
+
+    def remember() -> None:
+        if path.name not in known:
+            with contextlib.suppress(PermissionError):  # a folder that others fill
+                write_text(record, json.dumps(known | {path.name: found}, indent=2) + "\n")
+
+    return remember
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -191,8 +202,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from None
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint: {type(error).__name__} {reason}"
+        ) from None
     while isinstance(state, dict) and not all(isinstance(value, Tensor) for value in state.values()):
         inner = [state[key] for key in NESTED if isinstance(state.get(key), dict)]
         if not inner:

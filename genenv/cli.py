@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         if env_id:
             sub.add_argument("env_id", nargs="?", default=DEFAULT_ID, metavar="ENV_ID")
             sub.add_argument("--backbone", help="generator weights, the id's own by default")
-            sub.add_argument("--num-steps", type=int, help="decisions for each image")
+            sub.add_argument("--num-steps", type=int, help="generation steps of each image")
         return sub
 
     command("list", _list, "List the environments, their action parameters, weights and rewards.")

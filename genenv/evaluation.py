@@ -62,8 +62,8 @@ class Evaluator:
         kwargs |= {"contexts": "cycle", "reward": "none", "autoreset_mode": "Disabled", "output": "torch"}
         self.num_images = num_images
         self.backbone: str = kwargs["backbone"]
+        self.judge = Judge(self.backbone)  # first: released generators have none, and are slow to load
         self.env = gym.make_vec(env_id, num_envs=min(batch_size, num_images), **kwargs)
-        self.judge = Judge(self.backbone)
 
     def __call__(self, actor: Actor, seed: int = HELD_OUT_SEED) -> Evaluation:
         """Returns the evaluation of an actor on the seeds seed ... seed + num_images - 1."""

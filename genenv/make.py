@@ -45,6 +45,9 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tokens_per_decision": (_is_a(Integral, NoneType), "a whole number, or None for a row of the grid"),
     "smoothing": (_is_a(Real), "a number in [0, 1); 0 does not smooth"),
     "observe": (_are_names, "a list of names, such as ['tokens', 'step'], or None for the usual ones"),
+    "solver": (_is_a(str), "a name, such as 'dpm2s'"),
+    "dtype": (_is_a(str), "a name, such as 'float32'"),
+    "compile": (lambda value: isinstance(value, bool), "True or False"),
     "device": (_is_a(str, torch.device), "a name, such as 'cpu', 'cuda' or 'auto'"),
 }
 """Keyword argument -> (what is legal, what it must be); the parts of an environment check what they receive."""

@@ -110,7 +110,8 @@ RELEASES: dict[str, Release] = {
     "var_d16_policy": _policy("var_d16_policy", 1024, 4),
     "var_d30_policy": _policy("var_d30_policy", 1920, 4),
 }
-"""Checkpoint -> its release. No sha256 of these files is published; the first download's is recorded and kept to."""
+"""Checkpoint -> its release. Their sha256 and revisions are not known here: the first file that loads is recorded, and
+kept to."""
 
 BACKBONES: dict[str, dict[str, str]] = {
     "imagenet256-maskgit-l": {"maskgit": "MaskGIT-L", "vq": "vqgan_jax_strongaug"},

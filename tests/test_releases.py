@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from agents.adagen import RELEASED_POLICIES, load_official_policy
 from genenv import checkpoints
-from genenv.checkpoints import CheckpointError, load_release, read_state_dict
+from genenv.checkpoints import CheckpointError, load_generator, load_release, read_state_dict
 from genenv.models.maskgit import MaskGITTransformer
 from genenv.models.maskgit_vqgan import MaskGITVQGAN
 from genenv.models.policy import PolicyBackbone
@@ -83,6 +83,8 @@ class Harmful:
     ("content", "message"),
     [
         (b"no checkpoint", "is not a readable checkpoint"),
+        (b"", "is not a readable checkpoint"),
+        (b"truncated", "is not a readable checkpoint"),
         ({"model": Harmful()}, "is not a readable checkpoint"),
         ({"epoch": 3}, "holds no state dict, at the top or under ema, model, module, state_dict"),
         ({}, "holds no state dict"),
@@ -121,6 +123,15 @@ def test_a_file_that_changes_after_its_first_use_is_refused(home, monkeypatch):
     torch.save(network(seed=1).state_dict(), path)
     with pytest.raises(CheckpointError, match=r"has sha256 \w{64}, but \w{64} when it was first used"):
         load_release("MaskGIT-L")
+
+
+def test_a_bad_file_can_be_replaced(home):
+    path = home / RELEASES["MaskGIT-L"].file
+    path.write_bytes(b"half a download")
+    with pytest.raises(CheckpointError):
+        load_release("MaskGIT-L")
+    torch.save(network().state_dict(), path)
+    load_release("MaskGIT-L")
 
 
 def test_a_missing_file_is_downloaded_once(home, monkeypatch):
@@ -177,8 +188,10 @@ def test_a_released_backbone_makes_an_environment(home):
     assert episode.rewards.tolist() == [0, 0]  # the released tiers ship no judge
 
 
-def test_random_weights_need_no_file(home, monkeypatch):
+def test_random_weights_need_no_file_and_are_always_the_same(home, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", forbid_download)
+    first, second = (load_generator("maskgit", "random:imagenet256-maskgit-l") for _ in range(2))
+    assert torch.equal(first.mid_block.mlp.fc1.weight, second.mid_block.mlp.fc1.weight)
     env = gym.make("AdaGen/MaskGIT-v0", backbone="random:imagenet256-maskgit-l", num_steps=1)
     env.reset(seed=0)
     assert env.step(env.action_space.sample())[-1]["image"].shape == (3, 2 * GRID, 2 * GRID)

@@ -212,7 +212,7 @@ class RasterSampler:
 
 
 def schedule(num_steps: int, codebook_size: int, guidance_weight: float = 1.0) -> tuple[ScheduleParam, ...]:
-    """Returns the parameters with LlamaGen's constant schedule: temperature 1, guidance scale 2, no filters.
+    """Returns the parameters with LlamaGen's constant schedule: temperature 1, guidance scale 2, all but no filter.
 
     Top-k reaches from 0 to 2V and stands at V, where it keeps all. Top-p cannot stand at 1, the end of its range;
     0.999 is close and leaves a unit action some effect.

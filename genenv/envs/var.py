@@ -70,7 +70,7 @@ class VARSampler:
 
     Dynamics of AdaGen (methods of the released code), at scale t: guided logits l = c + u (c - n), c with the class and
     n without, where u = w t / (T - 1) grows over the scales; all but the k likeliest tokens, then all but the
-    likeliest of probability p, are dropped; token ~ Cat(l / token temperature).
+    likeliest of probability p, are dropped (k is at least 1); token ~ Cat(l / token temperature).
 
     Args:
         transformer: the generator.
@@ -143,7 +143,7 @@ class VARSampler:
         """Takes one decision with given randomness: uniform (N, M) for the tokens."""
         assert state.prediction is not None
         logits = self.guided_logits(state, params["guidance_weight"])
-        kept = keep_top_p(keep_top_k(logits, params["top_k"]), params["top_p"])
+        kept = keep_top_p(keep_top_k(logits, params["top_k"].clamp(min=1)), params["top_p"])
         # A temperature of 0 is the limit of small ones: the likeliest token.
         temperature = params["token_temperature"].float().clamp(min=1e-4)[:, None, None]
         tokens = categorical(kept / temperature, token_uniform)  # (N, M)

@@ -1,7 +1,8 @@
 """The diffusion transformer DiT (Peebles and Xie 2023), which SiT (Ma et al. 2024) uses unchanged.
 
 Parameter names and structure are those of the released checkpoints, so that the same class carries the digits
-generators and the ImageNet ones.
+generators and the ImageNet ones. The DiT of diffusers would carry the latter, but not hand out the features that a
+policy sees.
 """
 
 from __future__ import annotations

@@ -16,10 +16,6 @@ from torch import Tensor, nn
 from genenv.models.convolutions import Downsample, ResidualBlock, Upsample
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
-
-
 class AttentionBlock(nn.Module):
     """Single-head self-attention over the places of a map."""
 

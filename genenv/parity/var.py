@@ -99,10 +99,10 @@ def check_var(fixture: Fixture) -> Iterator[Result]:
             for name, value in recorded.items()
             if name.startswith(f"case{i}.")
         }
-        # There a top_p of 0 keeps every token.
+        # There a top_k or top_p of 0 keeps every token.
         values = {
             "guidance_weight": case["cfg"],
-            "top_k": case["top_k"],
+            "top_k": case["top_k"] or env.transformer.vocab_size,
             "top_p": case["top_p"] or 1.0,
             "token_temperature": 1.0,
         }

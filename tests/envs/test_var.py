@@ -224,9 +224,23 @@ def test_the_strictest_setting_of_each_parameter_takes_the_likeliest_token(stric
 def test_the_loosest_setting_keeps_every_token():
     sampler, _ = make()
     state, rng = start(sampler, 2000)
-    params = {"guidance_weight": 0.0, "top_k": 0.0, "top_p": 1.0, "token_temperature": 100.0}
+    params = {"guidance_weight": 0.0, "top_k": CODES, "top_p": 1.0, "token_temperature": 100.0}
     state = sampler.advance(state, {name: torch.full((2000,), value) for name, value in params.items()}, rng)
     assert state.tokens.unique().tolist() == list(range(CODES))
+
+
+def test_no_top_k_turns_the_filter_off():
+    sampler, _ = make()
+    state, rng = start(sampler, 50)
+    params = {"guidance_weight": 0.0, "top_k": 0.3, "top_p": 1.0, "token_temperature": 100.0}
+    strictest = sampler.advance(
+        state, {name: torch.full((50,), value) for name, value in params.items()}, rng
+    )
+    params |= {"token_temperature": 0.0}
+    likeliest = sampler.advance(
+        state, {name: torch.full((50,), value) for name, value in params.items()}, rng
+    )
+    assert torch.equal(strictest.tokens, likeliest.tokens)
 
 
 def test_the_observation_is_the_accumulated_map_and_the_hidden_map_at_its_size():
