@@ -138,6 +138,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     actor: Any = None
     if options.policy is not None:
         actor = _load(options.policy)(options.run_dir)
+        trained_on = getattr(actor, "env_id", env_id)
+        if trained_on != env_id:
+            raise CommandError(f"the policy of {options.run_dir} was trained on {trained_on}, got {env_id}")
         env_kwargs = dict(actor.env_kwargs) | env_kwargs
     evaluator = Evaluator(env_id, env_kwargs, options.num_images)
     if actor is None:

@@ -58,6 +58,13 @@ def test_evaluate_measures_the_hand_crafted_schedule_and_a_policy(capsys, monkey
     assert "fid" in shown
     assert "±" in shown  # an interval
     loader = ["--policy", "still:load_still_policy", "--run", str(tmp_path)]
+    monkeypatch.setattr(
+        cli, "_load", lambda path: lambda run_dir: types.SimpleNamespace(env_id="AdaGen/VAR-v0")
+    )
+    assert cli.main([*command, *loader]) == 2
+    assert "was trained on AdaGen/VAR-v0, got AdaGen/MaskGIT-v0" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "still", sys.modules[__name__])
     assert cli.main([*command, *loader, "--json", str(policy)]) == 0
     assert (tmp_path / "loaded").is_file()
     runs = json.loads(static.read_text())
