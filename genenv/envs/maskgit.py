@@ -177,14 +177,18 @@ class MaskGITSampler:
         }
 
     def _predict(self, state: MaskGITState, guided: bool) -> MaskGITState:
-        """Returns the state with the network's prediction: one call, of 2N rows where guided."""
-        tokens, labels = state.tokens, state.context
+        """Returns the state with the network's prediction: one call, of 2N rows where guided.
+
+        Before the first decision N + 1 do: without a class, an empty grid is the same for every image.
+        """
+        tokens, labels, n = state.tokens, state.context, len(state.tokens)
         if guided:
-            tokens = torch.cat([tokens, tokens])
-            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+            without_class = tokens[:1] if state.step == 0 else tokens
+            null = labels.new_full((len(without_class),), self.num_classes)
+            tokens, labels = torch.cat([tokens, without_class]), torch.cat([labels, null])
         logits, features = self.network(tokens, labels)
-        n = len(state.tokens)
-        prediction = Prediction(logits[:n], logits[n:] if guided else None, features[:n])
+        unconditional = logits[n:].expand_as(logits[:n]) if guided else None
+        prediction = Prediction(logits[:n], unconditional, features[:n])
         return dataclasses.replace(state, calls=state.calls + 1 + guided, prediction=prediction)
 
 
