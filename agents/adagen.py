@@ -20,7 +20,6 @@ import torch
 import tyro
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -35,6 +34,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import genenv
 from agents.checkpointing import MetricsLog, load_checkpoint, save_checkpoint
+from agents.command_line import plain_errors
 from agents.losses import gaussian_log_prob, ppo_policy_loss, standardise
 from genenv.checkpoints import read_state_dict, torch_device, write_text
 from genenv.data import real_like
@@ -684,15 +684,13 @@ def main(arguments: list[str] | None = None) -> None:
     known, rest = parser.parse_known_args(arguments)
     out = known.out if known.resume is None else known.resume
     try:
-        default = PRESETS[known.preset] if known.resume is None else read_config(known.resume)
-        description = f"{__doc__}\n\nAlso: --preset {{{', '.join(PRESETS)}}}, --out DIR, --resume DIR."
-        config = tyro.cli(Config, default=default, args=rest, description=description)
-        if known.resume is not None:
-            _check_continuation(default, config)
-        result = train(config, out, resume=known.resume is not None)
-    except (ValueError, OSError, ImportError, gym.error.Error) as error:
-        CONSOLE.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
-        raise SystemExit(2) from None
+        with plain_errors():
+            default = PRESETS[known.preset] if known.resume is None else read_config(known.resume)
+            description = f"{__doc__}\n\nAlso: --preset {{{', '.join(PRESETS)}}}, --out DIR, --resume DIR."
+            config = tyro.cli(Config, default=default, args=rest, description=description)
+            if known.resume is not None:
+                _check_continuation(default, config)
+            result = train(config, out, resume=known.resume is not None)
     except KeyboardInterrupt:
         CONSOLE.print(f"stopped; continue with: python -m agents.adagen --resume {out}")
         raise SystemExit(130) from None

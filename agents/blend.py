@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.adagen import load_policy, read_config
+from agents.command_line import plain_errors
 from genenv.evaluation import Evaluator, held_out_seed
 
 METRICS = ("fid", "precision", "recall", "density", "coverage", "accuracy")
@@ -44,4 +45,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    with plain_errors():
+        main(tyro.cli(Arguments, description=__doc__))

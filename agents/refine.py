@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.adagen import Networks, load_networks
+from agents.command_line import plain_errors
 from genenv.evaluation import held_out_seed
 from genenv.metrics.judge import Judge
 from genenv.protocols import Context
@@ -164,4 +165,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    with plain_errors():
+        main(tyro.cli(Arguments, description=__doc__))

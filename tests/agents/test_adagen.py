@@ -207,7 +207,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--resume", str(tmp_path)])
     assert stop.value.code == 2
-    assert "is not a run directory" in " ".join(capsys.readouterr().out.split())
+    assert "is not a run directory" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_damaged_checkpoint_is_refused(finished, tmp_path):
@@ -245,7 +245,7 @@ def test_a_continued_run_keeps_its_task(finished, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         main(["--resume", str(finished.out), *arguments])
     assert stop.value.code == 2
-    assert message in " ".join(capsys.readouterr().out.split())
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_doomed_run_leaves_nothing_behind(tmp_path):
@@ -266,7 +266,7 @@ def test_a_mistake_on_the_command_line_is_one_line(capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         main([*flags, *arguments])
     assert stop.value.code == 2
-    assert message in "".join(capsys.readouterr().out.split())
+    assert message in "".join(capsys.readouterr().err.split())
 
 
 def test_the_second_policy_needs_the_task_of_the_first(finished):
