@@ -15,6 +15,7 @@ from genenv.models.llamagen_vq import LlamaGenVQ
 from genenv.models.maskgit import MaskGITTransformer
 from genenv.models.maskgit_vqgan import MaskGITVQGAN
 from genenv.models.policy import PolicyBackbone
+from genenv.models.projected_discriminator import dino_vit_s_16
 from genenv.models.var import PATCH_NUMS_256, PATCH_NUMS_512, var_d
 from genenv.models.var_vqvae import VARVQVAE
 
@@ -74,7 +75,12 @@ def _llamagen_vq(factor: int, ch_mult: tuple[int, ...]) -> Release:
 
 LLAMAGEN_SIZES = (("B", 256), ("B", 384), ("L", 256), ("L", 384), ("XL", 384), ("XXL", 384), ("3B", 384))
 
+DINO = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
+
 RELEASES: dict[str, Release] = {
+    "dino-vit-s-16": Release(
+        "dino_deitsmall16_pretrain.pth", dino_vit_s_16, page=DINO, licence="Apache-2.0 (DINO)", url=DINO
+    ),
     "MaskGIT-L": _hugging_face(
         "nzl-thu/MaskGIT-L",
         "MaskGIT-L.pth",

@@ -8,13 +8,13 @@ PACKAGES = {"genenv": set(), "agents": {"genenv"}, "baselines": {"genenv"}}
 """Top-level package -> the others that it may import."""
 
 LEVELS = [
-    {"rng", "schedules", "filters", "solvers", "models", "releases", "data", "registration"},
+    {"rng", "schedules", "filters", "solvers", "models", "releases", "data", "registration", "distributed"},
     {"protocols", "checkpoints"},
-    {"contexts", "metrics", "viz"},
+    {"contexts", "metrics", "viz", "prompts"},
     {"rewards", "envs", "vector_env"},
     {"single_env", "wrappers"},
     {"make", "rollout", "integrations", "closed_loop"},
-    {"evaluation", "bench", "check"},
+    {"evaluation", "bench", "check", "guard"},
     {"zoo", "parity"},
     {"cli"},
 ]

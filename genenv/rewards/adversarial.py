@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genenv.checkpoints import load_generator
+from genenv.checkpoints import RANDOM, backbone_folder, is_released, load_generator, load_release
+from genenv.models.digits_discriminator import DigitsDiscriminator
+from genenv.models.projected_discriminator import ClassMapping, ProjectedDiscriminator, dino_vit_s_16
 from genenv.protocols import Context
+
+Objective: TypeAlias = Literal["bce", "hinge"]
+
+
+def adversarial_loss(fake: Tensor, real: Tensor, objective: Objective = "bce") -> Tensor:
+    """Returns a discriminator's loss, a scalar.
+
+    "bce" is softplus(-real) + softplus(fake) (Goodfellow et al. 2014), "hinge" relu(1 - real) + relu(1 + fake) (Lim
+    and Ye 2017), each a mean.
+
+    Args:
+        fake: logits of generated images, of any shape.
+        real: logits of real images.
+        objective: which of them.
+    """
+    if objective == "hinge":
+        return F.relu(1 + fake).mean() + F.relu(1 - real).mean()
+    return F.softplus(fake).mean() + F.softplus(-real).mean()
 
 
 class AdversarialReward:
@@ -18,13 +38,18 @@ class AdversarialReward:
     The agent owns the discriminator's optimiser and minimises `loss` in turn with its own.
 
     Args:
-        discriminator: (images, context) -> logits (N, places), large meaning real.
+        discriminator: (images, context) -> logits (N, places), large meaning real. One that compares the images of a
+            call, as batch norm does, has an attribute `uses_batch_statistics = True`.
+        objective: of `adversarial_loss`.
     """
 
     name = "adversarial"
 
-    def __init__(self, discriminator: nn.Module):
+    def __init__(self, discriminator: nn.Module, objective: Objective = "bce"):
+        if objective not in get_args(Objective):
+            raise ValueError(f"objective must be one of {', '.join(get_args(Objective))}, got {objective!r}")
         self.discriminator = discriminator
+        self.objective: Objective = objective
 
     @torch.no_grad()
     def __call__(self, images: Tensor, context: Context) -> Tensor:
@@ -33,17 +58,21 @@ class AdversarialReward:
         return self.discriminator(images, context).mean(1).sigmoid()
 
     def loss(self, fake: Tensor, real: Tensor, context: Context) -> Tensor:
-        """Returns the non-saturating loss softplus(-D(real)) + softplus(D(fake)), a scalar.
+        """Returns the discriminator's loss in training mode, a scalar.
 
         Args:
             fake: (N, C, H, W) generated images.
             real: (N, C, H, W) real images of the same contexts.
-            context: (N,).
+            context: (N,), or (N, D) embeddings of texts.
         """
         self.discriminator.train()
-        logits = self.discriminator(torch.cat([fake, real]), torch.cat([context, context]))
-        on_fake, on_real = logits.chunk(2)
-        return F.softplus(on_fake).mean() + F.softplus(-on_real).mean()
+        if getattr(self.discriminator, "uses_batch_statistics", False):
+            # Real and generated images must not be normalised together.
+            on_fake, on_real = self.discriminator(fake, context), self.discriminator(real, context)
+        else:
+            logits = self.discriminator(torch.cat([fake, real]), torch.cat([context, context]))
+            on_fake, on_real = logits.chunk(2)
+        return adversarial_loss(on_fake, on_real, self.objective)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the discriminator's weights."""
@@ -52,6 +81,37 @@ class AdversarialReward:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the discriminator."""
         self.discriminator.load_state_dict(state)
+
+
+def discriminator(
+    backbone: str, num_classes: int, generator: torch.Generator | None = None
+) -> DigitsDiscriminator | ProjectedDiscriminator:
+    """Returns an untrained discriminator for the images of a backbone.
+
+    For digits it is a small convolutional one, for a released backbone the projected one over DINO's ViT-S/16, whose
+    weights are downloaded, or read from `genenv.checkpoints.checkpoint_folder`. With "random:" before the backbone's
+    name they are random.
+
+    Args:
+        backbone: a backbone's name, or a folder of the zoo.
+        num_classes: class labels.
+        generator: draws the crops of the projected one, on the CPU; None for torch's own.
+
+    Raises:
+        ValueError: if there is no such backbone.
+        CheckpointError: if the weights are missing and cannot be downloaded, damaged, or others.
+        ImportError: without timm, for a released backbone.
+    """
+    if not is_released(backbone):
+        backbone_folder(backbone)
+        return DigitsDiscriminator(num_classes=num_classes)
+    if backbone.startswith(RANDOM):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            vit = dino_vit_s_16()
+    else:
+        vit = load_release("dino-vit-s-16")
+    return ProjectedDiscriminator(vit, ClassMapping(num_classes), generator=generator)
 
 
 def pretrained(backbone: str, device: str) -> AdversarialReward:
@@ -71,5 +131,13 @@ def pretrained(backbone: str, device: str) -> AdversarialReward:
     narrower one; it also judges each image by itself, so that it serves a single environment as well as a batch.
     A policy that trains much longer may find the weak spots of any; train the discriminator in turn then, as
     `agents.adagen` does.
+
+    Raises:
+        ValueError: for a released backbone, which has none.
     """
+    if is_released(backbone):
+        raise ValueError(
+            f"reward 'adversarial' has no trained discriminator for backbone {backbone!r}; train one in turn with the "
+            "policy, as agents.adagen does, or use another reward, such as 'clip'"
+        )
     return AdversarialReward(load_generator("discriminator", backbone).to(device))

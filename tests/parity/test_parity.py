@@ -131,12 +131,6 @@ def test_a_folder_that_cannot_be_read_fails_and_the_others_are_still_checked(fid
     assert [line[-1] for line in shown if line[0] == "fid"] == ["ok"] * (len(shown) - 1)
 
 
-def test_a_skipped_folder_says_why(fid_vectors, capsys):
-    (fid_vectors / "adanat_disc").mkdir()
-    assert parity.main([str(fid_vectors)]) == 0
-    assert capsys.readouterr().out.startswith("adanat_disc  skipped: ")
-
-
 @pytest.mark.parametrize(("make", "message"), [(True, "holds no folders"), (False, "is not a folder")])
 def test_no_vectors_at_all_is_a_mistake(tmp_path, capsys, make, message):
     if make:

@@ -1,13 +1,23 @@
+import dataclasses
+import sys
+
 import gymnasium as gym
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genenv.checkpoints import CheckpointError
 from genenv.data import digits, real_like
 from genenv.models.digits_discriminator import DigitsDiscriminator
-from genenv.rewards.adversarial import AdversarialReward, pretrained
+from genenv.models.projected_discriminator import ClassMapping, ProjectedDiscriminator, vision_transformer
+from genenv.releases import RELEASES, Release
+from genenv.rewards import adversarial
+from genenv.rewards.adversarial import AdversarialReward, adversarial_loss, discriminator, pretrained
 from genenv.rollout import run_episode
+
+SIDE = 16
+DINO = "dino-vit-s-16"
 
 
 class Brightness(nn.Module):
@@ -42,6 +52,39 @@ def test_the_reward_is_the_squashed_mean_logit():
 def test_the_loss_is_the_non_saturating_one():
     fake, real, labels = data()
     loss = AdversarialReward(Brightness()).loss(fake, real, labels)
+    torch.testing.assert_close(loss, F.softplus(fake).mean() + F.softplus(-real).mean())
+
+
+def test_the_hinge_loss_stops_at_a_margin():
+    fake, real, labels = 4 * torch.rand(3, 1, 2, 2) - 2, 4 * torch.rand(3, 1, 2, 2) - 2, torch.arange(3)
+    loss = AdversarialReward(Brightness(), "hinge").loss(fake, real, labels)
+    torch.testing.assert_close(loss, (1 + fake).clamp(min=0).mean() + (1 - real).clamp(min=0).mean())
+    assert adversarial_loss(torch.tensor([-1.5]), torch.tensor([1.5]), "hinge").item() == 0
+
+
+def test_an_unknown_objective_is_refused():
+    with pytest.raises(ValueError, match="objective must be one of bce, hinge, got 'wgan'"):
+        AdversarialReward(Brightness(), "wgan")
+
+
+class Calls(Brightness):
+    """Counts the images of each call."""
+
+    def __init__(self, uses_batch_statistics):
+        super().__init__()
+        self.uses_batch_statistics, self.sizes = uses_batch_statistics, []
+
+    def forward(self, images, context):
+        assert len(images) == len(context)
+        self.sizes.append(len(images))
+        return super().forward(images, context)
+
+
+@pytest.mark.parametrize(("uses_batch_statistics", "sizes"), [(False, [14]), (True, [7, 7])])
+def test_real_and_generated_images_meet_only_where_it_makes_no_difference(uses_batch_statistics, sizes):
+    calls, (fake, real, labels) = Calls(uses_batch_statistics), data(7)
+    loss = AdversarialReward(calls).loss(fake, real, labels)
+    assert calls.sizes == sizes
     torch.testing.assert_close(loss, F.softplus(fake).mean() + F.softplus(-real).mean())
 
 
@@ -124,3 +167,133 @@ def test_the_shipped_discriminator_prefers_digits_to_what_is_none(other):
 def test_a_backbone_that_is_unknown_is_refused():
     with pytest.raises(ValueError, match=r"backbone must be 'digits', another name .*, got 'x'"):
         pretrained("x", "cpu")
+
+
+def tiny_vit():
+    vit = vision_transformer(img_size=SIDE, patch_size=8, embed_dim=24, depth=12, num_heads=2)
+    for block in vit.blocks:
+        nn.init.normal_(block.mlp.fc2.weight, std=0.3)
+    return vit
+
+
+def projected(seed=0, num_classes=3):
+    pytest.importorskip("timm")
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    return ProjectedDiscriminator(tiny_vit(), ClassMapping(num_classes, 32), generator=generator)
+
+
+def colours(n=16, seed=0):
+    """Returns images of a wrong colour, of the right one, and the labels; larger than what the transformer sees."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    wrong, right = (0.5 * F.one_hot(k % 3, 3)[:, :, None, None] for k in (labels + 1, labels))
+    first, second = 0.5 * torch.rand(2, n, 3, SIDE + 4, SIDE + 4, generator=generator)
+    return first + wrong, second + right, labels
+
+
+def train_projected(reward, num_steps, first_seed=1):
+    trained = [p for p in reward.discriminator.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(trained, lr=1e-3, betas=(0.5, 0.999))
+    for step in range(num_steps):
+        optimiser.zero_grad()
+        reward.loss(*colours(seed=first_seed + step)).backward()
+        optimiser.step()
+
+
+@pytest.mark.parametrize("objective", ["bce", "hinge"])
+def test_the_projected_discriminator_learns_the_right_colour_of_each_class(objective):
+    reward = AdversarialReward(projected(), objective)
+    train_projected(reward, 25)
+    fake, real, labels = colours(64, seed=1000)
+    assert reward(real, labels).min() > reward(fake, labels).max()
+
+
+def test_judging_leaves_the_projected_discriminator_as_it_is():
+    reward, (fake, real, labels) = AdversarialReward(projected()), colours()
+    reward.loss(fake, real, labels)
+    state = {name: value.clone() for name, value in reward.state_dict().items()}
+    paid = reward(real, labels)
+    assert paid.shape == (16,)
+    assert not paid.requires_grad
+    assert torch.equal(reward(real, labels), paid)
+    assert all(torch.equal(state[name], value) for name, value in reward.state_dict().items())
+
+
+def test_a_restored_projected_discriminator_judges_and_learns_as_the_saved_one():
+    reward, other = AdversarialReward(projected()), AdversarialReward(projected(seed=1))
+    train_projected(reward, 2)
+    _, real, labels = colours()
+    assert not torch.allclose(other(real, labels), reward(real, labels))
+    other.load_state_dict({name: value.clone() for name, value in reward.state_dict().items()})
+    other.discriminator.generator.set_state(reward.discriminator.generator.get_state())
+    for i in range(2):
+        assert torch.equal(other(real, labels), reward(real, labels))
+        train_projected(reward, 1, 10 + i)
+        train_projected(other, 1, 10 + i)
+
+
+def test_digits_have_a_discriminator_of_their_own():
+    model = discriminator("digits", 10)
+    assert isinstance(model, DigitsDiscriminator)
+    assert model(torch.rand(2, 1, 8, 8), torch.tensor([0, 9])).shape[0] == 2
+    with pytest.raises(ValueError, match=r"backbone must be 'digits', another name .*, got 'x'"):
+        discriminator("x", 10)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The folder of the released checkpoints, with the transformer at a small size."""
+    pytest.importorskip("timm")
+    monkeypatch.setenv("GENENV_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    release = Release(
+        "dino.pth", tiny_vit, "https://example.org/dino", "Apache-2.0", "https://example.org/dino.pth"
+    )
+    known = RELEASES.get(DINO)
+    release = release if known is None else dataclasses.replace(known, build=tiny_vit)
+    monkeypatch.setitem(RELEASES, DINO, release)
+    return tmp_path
+
+
+def test_a_released_backbone_is_judged_by_the_released_transformer(home):
+    vit = tiny_vit()
+    torch.save(vit.state_dict(), home / RELEASES[DINO].file)
+    model = discriminator("imagenet256-maskgit-l", 1000)
+    assert isinstance(model, ProjectedDiscriminator)
+    found = model.dino.model["model"].state_dict()
+    assert all(torch.equal(found[name], value) for name, value in vit.state_dict().items())
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"mapping", "heads"}
+    images = torch.rand(2, 3, 20, 20)
+    assert AdversarialReward(model)(images, torch.tensor([0, 999])).shape == (2,)
+
+
+def test_without_the_transformers_weights_the_error_says_what_to_put_where(home):
+    release = RELEASES[DINO]
+    with pytest.raises(CheckpointError, match="is missing and downloads are switched off") as error:
+        discriminator("imagenet256-maskgit-l", 1000)
+    assert f"download it from {release.page} and put it at {home / release.file}" in str(error.value)
+
+
+def test_a_random_backbone_needs_no_weights(home, monkeypatch):
+    monkeypatch.setattr(adversarial, "dino_vit_s_16", tiny_vit)
+    first, second = (discriminator("random:imagenet256-maskgit-l", 1000) for _ in range(2))
+    images = torch.rand(2, 3, SIDE, SIDE)
+    assert all(torch.equal(a, b) for a, b in zip(first.dino(images), second.dino(images), strict=True))
+    assert not torch.equal(first.heads[0].cls.weight_orig, second.heads[0].cls.weight_orig)
+
+
+def test_without_timm_the_remedy_is_named(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm.models.vision_transformer", None)
+    with pytest.raises(ImportError, match=r"needs timm: pip install 'genenv\[scorers\]'"):
+        discriminator("random:imagenet256-maskgit-l", 1000)
+
+
+@pytest.mark.parametrize("backbone", ["imagenet256-maskgit-l", "random:imagenet256-dit-xl-2"])
+def test_a_released_backbone_has_no_trained_discriminator(backbone):
+    message = (
+        rf"no trained discriminator for backbone '{backbone}'; train one in turn .*, or use another reward"
+    )
+    with pytest.raises(ValueError, match=message):
+        pretrained(backbone, "cpu")
