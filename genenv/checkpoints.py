@@ -26,7 +26,7 @@ from genenv.models.llamagen import llamagen_digits
 from genenv.models.maskgit import maskgit_digits
 from genenv.models.var import var_digits
 from genenv.releases import BACKBONES as RELEASED_BACKBONES
-from genenv.releases import RELEASES, Release
+from genenv.releases import RELEASES, Download
 
 DIGITS_PARTS: dict[str, Callable[[], nn.Module]] = {
     "vq": DigitsVQ,
@@ -42,6 +42,9 @@ DIGITS_PARTS: dict[str, Callable[[], nn.Module]] = {
 }
 """Networks of the digits tier, each in `<part>.safetensors`."""
 
+FOLDER_PARTS = ("clip", "hpsv2")
+"""Networks of the digits tier in a folder of the format that transformers or open_clip reads."""
+
 LICENCE = "MIT; trained on the UCI handwritten digits, CC BY 4.0"
 """Of the digits tier."""
 
@@ -49,6 +52,7 @@ BACKBONES = ("digits", *RELEASED_BACKBONES)
 """Names of the generators."""
 
 MANIFEST = "manifest.json"
+ZOO_REMEDY = "reinstall genenv, or rebuild the folder with `genenv zoo build digits --out FOLDER`"
 RANDOM = "random:"
 """Before the name of a released backbone: its networks with random weights, to measure speed without a download."""
 NESTED = ("ema", "model", "module", "state_dict")
@@ -73,7 +77,7 @@ def backbones_with(parts: Sequence[str]) -> list[str]:
 def licences(backbone: str) -> dict[str, str]:
     """Returns {file: licence} of a named backbone's weights."""
     if backbone == "digits":
-        return {"*.safetensors": LICENCE}
+        return {"*.safetensors, clip, hpsv2": LICENCE}
     return {RELEASES[name].file: RELEASES[name].licence for name in RELEASED_BACKBONES[backbone].values()}
 
 
@@ -148,7 +152,7 @@ def checkpoint_folder() -> Path:
     return Path(os.environ.get("GENENV_HOME", "~/.cache/genenv")).expanduser()
 
 
-def locate(release: Release, local_files_only: bool = False) -> Path:
+def locate(release: Download, local_files_only: bool = False) -> Path:
     """Returns the path of a released file: in `checkpoint_folder`, or downloaded there where that can be done."""
     path = checkpoint_folder() / release.file
     if path.is_file():
@@ -202,9 +206,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
-    except Exception as error:  # a damaged pickle may raise anything
+    except Exception as error:  # a damaged pickle may raise anything, an OSError too
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{path} is not a readable checkpoint: {type(error).__name__} {reason}"
@@ -233,18 +237,17 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, damaged, or differs from the manifest.
     """
-    remedy = "reinstall genenv, or rebuild the folder with `genenv zoo build digits --out FOLDER`"
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; {remedy}")
+        raise CheckpointError(f"{path} is missing; {ZOO_REMEDY}")
     manifest = path.parent / MANIFEST
     expected = json.loads(manifest.read_text()).get(path.name) if manifest.is_file() else None
     found = sha256(path)
     if expected is not None and found != expected:
-        raise CheckpointError(f"{path} has sha256 {found}, expected {expected}; {remedy}")
+        raise CheckpointError(f"{path} has sha256 {found}, expected {expected}; {ZOO_REMEDY}")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); {remedy}") from None
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); {ZOO_REMEDY}") from None
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -253,9 +256,36 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
 
 
+def checked_folder(backbone: str, part: str) -> Path:
+    """Returns the folder of a part of the zoo that another library reads, after comparing it with the manifest.
+
+    Raises:
+        CheckpointError: if a file is missing, damaged or not in the manifest.
+    """
+    zoo = backbone_folder(backbone)
+    known = json.loads((zoo / MANIFEST).read_text())
+    expected = {name: digest for name, digest in known.items() if name.startswith(f"{part}/")}
+    if not expected:
+        raise CheckpointError(f"{zoo / part} is not in {zoo / MANIFEST}; {ZOO_REMEDY}")
+    for name, path in _files(zoo / part, zoo):
+        if expected.get(name) != sha256(path):
+            raise CheckpointError(f"{path} is not the file that {zoo / MANIFEST} names; {ZOO_REMEDY}")
+        del expected[name]
+    if expected:
+        raise CheckpointError(f"{zoo / next(iter(expected))} is missing; {ZOO_REMEDY}")
+    return zoo / part
+
+
+def _files(folder: Path, root: Path) -> list[tuple[str, Path]]:
+    """Returns (name, path) of every file below a folder, named from `root`."""
+    return [(p.relative_to(root).as_posix(), p) for p in sorted(folder.rglob("*")) if p.is_file()]
+
+
 def write_manifest(folder: Path) -> None:
-    """Records the sha256 of every weight file of a folder."""
-    hashes = {p.name: sha256(p) for p in sorted(folder.glob("*.safetensors"))}
+    """Records the sha256 of every weight file of a folder, and of every file in the folders of `FOLDER_PARTS`."""
+    weights = [(p.name, p) for p in sorted(folder.glob("*.safetensors"))]
+    inner = [pair for part in FOLDER_PARTS for pair in _files(folder / part, folder)]
+    hashes = {name: sha256(path) for name, path in weights + inner}
     write_text(folder / MANIFEST, json.dumps(hashes, indent=2) + "\n")
 
 

@@ -21,31 +21,40 @@ from genenv.models.var_vqvae import VARVQVAE
 
 
 @dataclasses.dataclass(frozen=True)
-class Release:
-    """One released file.
+class Download:
+    """One file of others.
 
     Attributes:
         file: its name.
-        build: makes the network without weights.
         page: where people find it.
-        licence: of the weights, as far as their authors state it.
+        licence: of what it holds, as far as its authors state it.
         url: for an automatic download; None where the host wants a browser.
     """
 
     file: str
-    build: Callable[[], nn.Module]
     page: str
     licence: str
     url: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Release(Download):
+    """The weights of one network.
+
+    Attributes:
+        build: makes the network without weights.
+    """
+
+    build: Callable[[], nn.Module] = dataclasses.field(kw_only=True)
+
+
 def _hugging_face(repo: str, file: str, build: Callable[[], nn.Module], licence: str) -> Release:
     page = f"https://huggingface.co/{repo}"
-    return Release(file, build, page, licence, url=f"{page}/resolve/main/{file}")
+    return Release(file, page, licence, url=f"{page}/resolve/main/{file}", build=build)
 
 
 def _google_drive(key: str, file: str, build: Callable[[], nn.Module], licence: str) -> Release:
-    return Release(file, build, f"https://drive.google.com/file/d/{key}/view", licence)
+    return Release(file, f"https://drive.google.com/file/d/{key}/view", licence, build=build)
 
 
 def _policy(name: str, feature_dim: int, num_outputs: int) -> Release:
@@ -79,7 +88,7 @@ DINO = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deits
 
 RELEASES: dict[str, Release] = {
     "dino-vit-s-16": Release(
-        "dino_deitsmall16_pretrain.pth", dino_vit_s_16, page=DINO, licence="Apache-2.0 (DINO)", url=DINO
+        "dino_deitsmall16_pretrain.pth", DINO, "Apache-2.0 (DINO)", url=DINO, build=dino_vit_s_16
     ),
     "MaskGIT-L": _hugging_face(
         "nzl-thu/MaskGIT-L",
@@ -98,7 +107,7 @@ RELEASES: dict[str, Release] = {
     "vq_ds8_c2i": _llamagen_vq(8, (1, 2, 2, 4)),
     "DiT-XL-2-256x256": Release(
         "DiT-XL-2-256x256.pt",
-        dit_xl_2,
+        build=dit_xl_2,
         page="https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt",
         licence="CC BY-NC 4.0, not for commercial use (DiT)",
         url="https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt",

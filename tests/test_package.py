@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 import genenv
-from genenv.checkpoints import BACKBONES, DIGITS_PARTS, MANIFEST, backbone_folder, licences, sha256
+from genenv.checkpoints import (
+    BACKBONES,
+    DIGITS_PARTS,
+    FOLDER_PARTS,
+    MANIFEST,
+    backbone_folder,
+    licences,
+    sha256,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,13 +43,16 @@ def test_making_an_environment_loads_no_optional_library():
     )
     loaded = eval(python("-W", "error", "-c", code))
     optional = {"matplotlib", "torch_fidelity", "stable_baselines3", "tyro", "rich", "tensorboard", "cma"}
+    optional |= {"timm", "transformers", "open_clip"}
     assert not optional & set(loaded)
 
 
 def test_the_shipped_weights_are_small_licensed_and_those_of_the_manifest():
     folder = backbone_folder("digits")
-    files = {path.name: path for path in folder.glob("*.safetensors")}
+    inner = [path for part in FOLDER_PARTS for path in (folder / part).iterdir()]
+    files = {path.relative_to(folder).as_posix(): path for path in [*folder.glob("*.safetensors"), *inner]}
     assert {f"{part}.safetensors" for part in DIGITS_PARTS} <= set(files)
+    assert {"clip/model.safetensors", "hpsv2/hpsv2.pt"} <= set(files)
     assert json.loads((folder / MANIFEST).read_text()) == {name: sha256(path) for name, path in files.items()}
     assert max(path.stat().st_size for path in files.values()) < 4_000_000
     assert (folder / "CARD.md").is_file()

@@ -15,6 +15,9 @@ from genenv.protocols import Context
 
 Objective: TypeAlias = Literal["bce", "hinge"]
 
+CHUNK = 256
+"""Images that are judged at a time, a multiple of the projected discriminator's virtual batch."""
+
 
 def adversarial_loss(fake: Tensor, real: Tensor, objective: Objective = "bce") -> Tensor:
     """Returns a discriminator's loss, a scalar.
@@ -35,7 +38,8 @@ def adversarial_loss(fake: Tensor, real: Tensor, objective: Objective = "bce") -
 class AdversarialReward:
     """Pays how real an image looks to a discriminator, sigmoid(mean logit) in (0, 1).
 
-    The agent owns the discriminator's optimiser and minimises `loss` in turn with its own.
+    The agent owns the discriminator's optimiser and minimises `loss` in turn with its own; with several processes it
+    calls `genenv.distributed.average_gradients` in between.
 
     Args:
         discriminator: (images, context) -> logits (N, places), large meaning real. One that compares the images of a
@@ -55,7 +59,8 @@ class AdversarialReward:
     def __call__(self, images: Tensor, context: Context) -> Tensor:
         """Returns (N,) in (0, 1)."""
         self.discriminator.eval()
-        return self.discriminator(images, context).mean(1).sigmoid()
+        chunks = zip(images.split(CHUNK), context.split(CHUNK), strict=True)
+        return torch.cat([self.discriminator(*chunk).mean(1).sigmoid() for chunk in chunks])
 
     def loss(self, fake: Tensor, real: Tensor, context: Context) -> Tensor:
         """Returns the discriminator's loss in training mode, a scalar.

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from genenv.checkpoints import load_generator, write_text
 from genenv.data import digits
 from genenv.evaluation import Evaluator, held_out_seed
 from genenv.metrics.frechet import frechet_distance, moments
 from genenv.metrics.judge import Judge
+from genenv.rewards.clip import PromptScore, make_clip, make_hpsv2
 from genenv.rollout import handcrafted, schedule_actor, unwrapped
+from genenv.zoo.scorers import CORRUPTIONS, corrupt, like
+from genenv.zoo.training import random_schedules
 
 EVALUATION_SEEDS = 3
 METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "accuracy")
@@ -49,11 +53,13 @@ def card(folder: Path, seconds: dict[str, int]) -> str:
 
     images, labels = digits()
     judge = Judge(str(folder))
+    real = judge.real
+    assert real is not None
     _, test = split()
     halves = []
     for seed in range(10):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-        first, second = judge.real[order[: len(order) // 2]], judge.real[order[len(order) // 2 :]]
+        first, second = real[order[: len(order) // 2]], real[order[len(order) // 2 :]]
         halves.append(frechet_distance(*moments(first), *moments(second)))
 
     files, rows = [], []
@@ -72,6 +78,11 @@ def card(folder: Path, seconds: dict[str, int]) -> str:
             right = (model(images[test]).argmax(1) == labels[test]).float().mean()
             measured += f"; {right:.1%} of 360 held-out images right"
         files.append(f"| `{part}.safetensors` | {what} | {measured} |")
+    for part, (what, make) in SCORERS.items():
+        if (folder / part).is_dir():
+            scorer = make(str(folder), "cpu")
+            measured = _preferences(scorer, images[test], labels[test], str(folder))
+            files.append(f"| `{part}/` | {what} | {measured} |")
     for name, env_id, steps in GENERATORS:
         if not (folder / f"{name.lower()}.safetensors").is_file():
             continue
@@ -91,6 +102,25 @@ def card(folder: Path, seconds: dict[str, int]) -> str:
         times=", ".join(f"{part} {value} s" for part, value in seconds.items()),
         seeds=EVALUATION_SEEDS,
     )
+
+
+def _preferences(scorer: PromptScore, images: Tensor, labels: Tensor, backbone: str) -> str:
+    """Returns how often a scorer reads the label of held-out images, and scores them above worse ones."""
+    cosines = scorer.encoder.encode_images(images) @ scorer.texts.T
+    own = cosines.gather(1, labels[:, None])[:, 0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        half = torch.full((len(images),), 0.5)
+        worse = {
+            kind: corrupt(images, like((images, labels), (labels + 1) % 10), torch.full_like(labels, i), half)
+            for i, kind in enumerate(CORRUPTIONS)
+        }
+        samples = random_schedules(backbone, torch.Generator().manual_seed(1), num_images=1024)
+        worse["MaskGIT"] = like(samples, labels)
+    beaten = {kind: (own > scorer(other, labels)).float().mean() for kind, other in worse.items()}
+    pairs = ", ".join(f"{kind} {share:.0%}" for kind, share in beaten.items())
+    right = (cosines.argmax(1) == labels).float().mean()
+    return f"{right:.1%} of 360 held-out labels read; prefers them to their like with {pairs}"
 
 
 def _generated(folder: Path, env_id: str, num_steps: int | None, off: bool) -> list[dict[str, float]]:
@@ -126,6 +156,12 @@ PARTS = {
 }
 """Network -> what it is."""
 
+SCORERS = {
+    "clip": ('CLIP of images and prompts such as "a handwritten three", as transformers saves it', make_clip),
+    "hpsv2": ("preference scorer of pairs, as open_clip and HPSv2 save it", make_hpsv2),
+}
+"""Folder of a scorer -> what it is, and the reward that holds it."""
+
 CARD = """# The digits tier
 
 Networks trained on the 1,797 handwritten 8x8 digits of scikit-learn (UCI "Optical Recognition of Handwritten Digits",
@@ -148,6 +184,9 @@ deviation over {seeds} disjoint sets of evaluation seeds.
 | images | {header} |
 |---|{rule}|
 {table}
+
+The scorers were tested on corruptions that take half of each pixel (noise, blur, fading, dropped pixels, another
+digit), and on MaskGIT's images under random schedules.
 
 The floor of FID is what real images score among themselves: one random half against the other,
 {halves:.2f} ± {spread:.2f} (10 splits of 898 and 899 images; the value falls with the number of images).

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import gymnasium as gym
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,11 +19,11 @@ from genenv.models.digits_discriminator import DigitsDiscriminator
 from genenv.models.digits_vq import DigitsVQ
 from genenv.models.maskgit import MaskGITTransformer, maskgit_digits
 from genenv.rewards.adversarial import AdversarialReward
-from genenv.rollout import run_episode
 from genenv.zoo.card import write_card
 from genenv.zoo.llamagen import train_llamagen
 from genenv.zoo.ode import train_dit, train_sit
-from genenv.zoo.training import CodebookAverage, Progress, fit
+from genenv.zoo.scorers import train_clip, train_hpsv2
+from genenv.zoo.training import CodebookAverage, Progress, augment, fit, random_schedules
 from genenv.zoo.var import train_msvq, train_var
 
 
@@ -95,20 +94,6 @@ def train_maskgit(
     return fit(model, optimiser, loss_of, num_steps, 0.999, progress, max_gradient=1.0)
 
 
-def _augment(images: Tensor) -> Tensor:
-    """Shifts each image by up to half a pixel, turns it by up to 10 degrees and scales it by up to 10 %."""
-    n = len(images)
-    angle = (torch.rand(n) - 0.5) * 0.35
-    scale = 1 + (torch.rand(n) - 0.5) * 0.2
-    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    shift = (torch.rand(n, 2) - 0.5) * 0.25
-    theta = torch.stack(
-        [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1
-    )
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
-
-
 def train_classifier(
     train: tuple[Tensor, Tensor],
     width: int,
@@ -130,7 +115,7 @@ def train_classifier(
 
     def loss_of(step: int) -> Tensor:
         index = torch.randint(len(images), (batch_size,))
-        batch = _augment(images[index])
+        batch = augment(images[index])
         features = model.features(batch + 0.05 * torch.randn(batch.shape))
         loss = F.cross_entropy(model.head(features), labels[index], label_smoothing=0.05)
         return loss + 400 * F.mse_loss(decoder(features), batch.flatten(1))
@@ -148,22 +133,10 @@ def train_discriminator(
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    env = gym.make_vec(
-        "AdaGen/MaskGIT-v0", num_envs=1024, backbone=backbone, reward="none", autoreset_mode="Disabled"
-    )
     model = DigitsDiscriminator()
     reward = AdversarialReward(model)
     optimiser = torch.optim.Adam(model.parameters(), lr=5e-4, betas=(0.5, 0.999))
-    shape = env.action_space.shape
-    assert shape is not None
-    images, context = [], []
-    for batch in range(8):
-        episode = run_episode(
-            env, lambda _: 2 * torch.rand(shape, generator=generator) - 1, seed=batch * shape[0]
-        )
-        images.append(episode.images)
-        context.append(episode.context)
-    fakes, labels = torch.cat(images), torch.cat(context)
+    fakes, labels = random_schedules(backbone, generator, num_images=8192)
     for step in range(num_steps):
         index = torch.randint(len(fakes), (256,), generator=generator)
         label = labels[index]
@@ -202,7 +175,8 @@ def reference_statistics(folder: Path) -> dict[str, Tensor]:
 
 
 State = dict[str, Tensor]
-Recipe = Callable[[Path, Progress | None], State]
+Recipe = Callable[[Path, Progress | None], State | None]
+"""Gives a part's tensors, or None where it wrote the part's folder itself."""
 
 
 def _train_set() -> tuple[Tensor, Tensor]:
@@ -231,6 +205,8 @@ PARTS: dict[str, tuple[int, Recipe]] = {
     "reference": (1, lambda out, _: reference_statistics(out)),
     "maskgit": (2, _weights(train_maskgit, "vq")),
     "discriminator": (2, lambda out, progress: train_discriminator(str(out), progress=progress).state_dict()),
+    "clip": (1, lambda out, progress: train_clip(out, _train_set(), progress=progress)),
+    "hpsv2": (1, lambda out, progress: train_hpsv2(out, _train_set(), progress=progress)),
     "msvq": (1, _weights(train_msvq)),
     "var": (1, _weights(train_var, "msvq")),
     "llamagen": (1, _weights(train_llamagen, "vq")),
@@ -262,7 +238,8 @@ def build(
         num_threads, recipe = PARTS[part]
         with _threads(num_threads):
             tensors = recipe(out, report)
-        save_tensors(tensors, out / f"{part}.safetensors")
+        if tensors is not None:
+            save_tensors(tensors, out / f"{part}.safetensors")
         write_manifest(out)
         seconds[part] = round(time.monotonic() - started)
         write_text(times, json.dumps(seconds, indent=2) + "\n")

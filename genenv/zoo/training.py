@@ -1,4 +1,4 @@
-"""The training loop that the recipes of the zoo share."""
+"""What the recipes of the zoo share: the training loop, averages, and samples to train judges on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
+import gymnasium as gym
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genenv.rollout import run_episode
+
 Model = TypeVar("Model", bound=nn.Module)
 Progress = Callable[[int, int, float], None]
 """Called as progress(step, num_steps, loss)."""
+Labelled = tuple[Tensor, Tensor]
+"""Images (N, 1, 8, 8) in [0, 1] and their labels (N,)."""
 
 
 class WeightAverage:
@@ -100,3 +105,32 @@ def fit(
             progress(step + 1, num_steps, loss.item())
     model.load_state_dict(average.average, strict=False)  # all but the constants
     return model.eval().requires_grad_(False)
+
+
+def augment(images: Tensor) -> Tensor:
+    """Shifts each image by up to half a pixel, turns it by up to 10 degrees and scales it by up to 10 %."""
+    n = len(images)
+    angle = (torch.rand(n) - 0.5) * 0.35
+    scale = 1 + (torch.rand(n) - 0.5) * 0.2
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    shift = (torch.rand(n, 2) - 0.5) * 0.25
+    theta = torch.stack(
+        [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1
+    )
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+def random_schedules(backbone: str, generator: torch.Generator, num_images: int) -> Labelled:
+    """Returns images of the backbone's MaskGIT under schedules drawn uniformly from the action box."""
+    env = gym.make_vec(
+        "AdaGen/MaskGIT-v0", num_envs=1024, backbone=backbone, reward="none", autoreset_mode="Disabled"
+    )
+    shape = env.action_space.shape
+    assert shape is not None
+    images, labels = [], []
+    for first in range(0, num_images, shape[0]):
+        episode = run_episode(env, lambda _: 2 * torch.rand(shape, generator=generator) - 1, seed=first)
+        images.append(episode.images)
+        labels.append(episode.context)
+    return torch.cat(images), torch.cat(labels)

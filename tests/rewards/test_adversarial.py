@@ -11,7 +11,7 @@ from genenv.checkpoints import CheckpointError
 from genenv.data import digits, real_like
 from genenv.models.digits_discriminator import DigitsDiscriminator
 from genenv.models.projected_discriminator import ClassMapping, ProjectedDiscriminator, vision_transformer
-from genenv.releases import RELEASES, Release
+from genenv.releases import RELEASES
 from genenv.rewards import adversarial
 from genenv.rewards.adversarial import AdversarialReward, adversarial_loss, discriminator, pretrained
 from genenv.rollout import run_episode
@@ -247,11 +247,7 @@ def home(tmp_path, monkeypatch):
     pytest.importorskip("timm")
     monkeypatch.setenv("GENENV_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    release = Release(
-        "dino.pth", tiny_vit, "https://example.org/dino", "Apache-2.0", "https://example.org/dino.pth"
-    )
-    known = RELEASES.get(DINO)
-    release = release if known is None else dataclasses.replace(known, build=tiny_vit)
+    release = dataclasses.replace(RELEASES[DINO], build=tiny_vit)
     monkeypatch.setitem(RELEASES, DINO, release)
     return tmp_path
 

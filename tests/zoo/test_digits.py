@@ -13,14 +13,19 @@ from genenv.models.digits_discriminator import DigitsDiscriminator
 from genenv.models.digits_vq import DigitsVQ
 from genenv.models.maskgit import MaskGITTransformer
 from genenv.zoo import digits as zoo
+from genenv.zoo import training
 from genenv.zoo.training import WeightAverage
 
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    """Environments of 4 images, where a recipe asks for a thousand."""
+    """Environments of 4 images, and 32 images of them, where a recipe asks for thousands."""
     make_vec = gym.make_vec
     monkeypatch.setattr(gym, "make_vec", lambda *args, **kwargs: make_vec(*args, **kwargs | {"num_envs": 4}))
+    few = functools.partial(training.random_schedules, num_images=32)
+    monkeypatch.setattr(
+        zoo, "random_schedules", lambda backbone, generator, num_images: few(backbone, generator)
+    )
 
 
 def classifier(**kwargs):
@@ -69,6 +74,15 @@ def test_a_recipe_anneals_beyond_its_warm_up():
         digits(), width=4, num_steps=120, batch_size=8, progress=lambda *r: reports.append(r[2])
     )
     assert len(reports) == 120
+
+
+def test_random_schedules_differ_from_each_other(monkeypatch):
+    make_vec = gym.make_vec
+    monkeypatch.setattr(gym, "make_vec", lambda *args, **kwargs: make_vec(*args, **kwargs | {"num_envs": 4}))
+    images, labels = training.random_schedules("digits", torch.Generator().manual_seed(0), num_images=8)
+    assert images.shape == (8, 1, 8, 8)
+    assert labels.shape == (8,)
+    assert len(images.flatten(1).unique(dim=0)) == 8
 
 
 def test_the_average_forgets_early_weights_and_keeps_late_ones():

@@ -1,0 +1,112 @@
+"""Networks that embed images and texts in one space: CLIP, and the preference scorers fine-tuned from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CLIP(nn.Module):
+    """Embeds images and texts as unit vectors whose dot product says how well they match (Radford et al. 2021).
+
+    The network computes in the type of its own weights (`clip.network.half()`), in chunks; what goes in and comes out
+    is float32 on the network's device. The images' preprocessing is the released one on tensors: bicubic with
+    antialiasing to `image_size` on the shorter side, and the middle of the longer one.
+
+    Args:
+        network: has a `logit_scale`.
+        image_features: the network's function of pixels (N, 3, S, S) -> (N, D).
+        text_features: the network's function of N texts and a device -> (N, D).
+        image_size: side S in pixels.
+        mean, std: of the three channels that the network was trained with.
+        chunk_size: images or texts that are embedded at once.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        image_features: Callable[[Tensor], Tensor],
+        text_features: Callable[[list[str], torch.device], Tensor],
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        chunk_size: int = 256,
+    ):
+        super().__init__()
+        self.network, self.image_features, self.text_features = network, image_features, text_features
+        self.image_size, self.chunk_size = image_size, chunk_size
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor that turns cosines into the logits of the network's training."""
+        return self.network.get_parameter("logit_scale").exp().item()
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Returns unit vectors (N, D) of images (N, C, H, W) in [0, 1], C being 1 (grey) or 3."""
+        return torch.cat([self._image_chunk(chunk) for chunk in images.split(self.chunk_size)])
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Returns unit vectors (K, D) of K texts."""
+        chunks = [list(texts[i : i + self.chunk_size]) for i in range(0, len(texts), self.chunk_size)]
+        features = [self.text_features(chunk, self.mean.device) for chunk in chunks]
+        return F.normalize(torch.cat(features).float(), dim=-1)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Returns the normalised pixels (N, 3, S, S) that the network sees."""
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"images must have 1 or 3 channels, got shape {tuple(images.shape)}")
+        height, width = images.shape[-2:]
+        scale = self.image_size / min(height, width)
+        if scale != 1:
+            size = [max(self.image_size, int(side * scale)) for side in (height, width)]
+            images = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
+            top, left = ((side - self.image_size) // 2 for side in size)
+            images = images[..., top : top + self.image_size, left : left + self.image_size]
+        return (images.expand(-1, 3, -1, -1) - self.mean) / self.std
+
+    def _image_chunk(self, images: Tensor) -> Tensor:
+        dtype = next(self.network.parameters()).dtype
+        return F.normalize(self.image_features(self.preprocess(images).to(dtype)).float(), dim=-1)
+
+
+def from_transformers(network: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]) -> CLIP:
+    """Returns a `transformers.CLIPModel` with its tokenizer as a CLIP."""
+    context_length = network.config.text_config.max_position_embeddings
+
+    def text_features(texts: list[str], device: torch.device) -> Tensor:
+        tokens = tokenizer(
+            texts, padding=True, truncation=True, max_length=context_length, return_tensors="pt"
+        ).to(device)
+        return _projected(
+            network.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        )
+
+    def image_features(pixels: Tensor) -> Tensor:
+        return _projected(network.get_image_features(pixel_values=pixels))
+
+    size = network.config.vision_config.image_size
+    return CLIP(network, image_features, text_features, size, mean, std)
+
+
+def _projected(output: Any) -> Tensor:
+    """Returns the embedding: transformers 4 gives it bare, transformers 5 as the output's pooled state."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def from_open_clip(network: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]) -> CLIP:
+    """Returns an `open_clip.CLIP` with its tokenizer as a CLIP."""
+
+    def text_features(texts: list[str], device: torch.device) -> Tensor:
+        return network.encode_text(tokenizer(texts).to(device))
+
+    size = network.visual.image_size[0]
+    return CLIP(network, network.encode_image, text_features, size, mean, std)
