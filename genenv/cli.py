@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
 import genenv
+
+if TYPE_CHECKING:
+    from genenv.evaluation import Evaluation
 
 DEFAULT_ID = "AdaGen/MaskGIT-v0"
 
@@ -61,8 +66,18 @@ def _parser() -> argparse.ArgumentParser:
         "--policy", metavar="MODULE:FUNCTION", help="loader of a trained policy, given the folder of --run"
     )
     sub.add_argument("--run", type=Path, dest="run_dir", metavar="RUN_DIR", help="folder of a training run")
-    sub.add_argument("--num-images", type=int, default=2000, help="images for each seed (default 2000)")
-    sub.add_argument("--seeds", type=int, default=1, help="evaluations with images of their own (default 1)")
+    sub.add_argument("--num-images", type=int, default=2000, help="images of a repetition (default 2000)")
+    sub.add_argument(
+        "--repetitions", type=int, default=1, help="evaluations with images of their own (default 1)"
+    )
+    sub.add_argument("--batch-size", type=int, default=250, help="images at once (default 250)")
+    sub.add_argument("--device", help="where the generator runs, by default where the policy was trained")
+    sub.add_argument("--protocol", help="of the judge of a released generator: torch-fidelity or adagen")
+    sub.add_argument(
+        "--clip-score",
+        action="store_true",
+        help="also the mean cosine of images and their class's prompt, of at most 2,000 images",
+    )
     sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON too")
 
     sub = command("bench", _bench, "Measure speed beside the bare generator.", env_id=True)
@@ -127,32 +142,107 @@ def _check(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from genenv.checkpoints import write_text
-    from genenv.evaluation import Evaluator, held_out_seed
-    from genenv.metrics.intervals import interval
+    from genenv.evaluation import Evaluator, held_out_seed, pool
 
-    if options.seeds < 1:
-        raise CommandError(f"--seeds must be at least 1, got {options.seeds}")
+    for name in ("repetitions", "batch_size"):
+        if getattr(options, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise CommandError(f"{flag} must be at least 1, got {getattr(options, name)}")
     if (options.policy is None) != (options.run_dir is None):
         raise CommandError("--policy and --run belong together: the loader and the folder that it loads")
     env_id, env_kwargs = _known(options.env_id), _env_kwargs(options)
+    if options.device is not None:
+        env_kwargs["device"] = options.device
     actor: Any = None
     if options.policy is not None:
+        if options.device is not None:
+            raise CommandError(
+                "--device is for the hand-crafted schedule: a policy runs where it was trained"
+            )
         actor = _load(options.policy)(options.run_dir)
         trained_on = getattr(actor, "env_id", env_id)
         if trained_on != env_id:
             raise CommandError(f"the policy of {options.run_dir} was trained on {trained_on}, got {env_id}")
         env_kwargs = dict(actor.env_kwargs) | env_kwargs
-    evaluator = Evaluator(env_id, env_kwargs, options.num_images)
+    evaluator = Evaluator(env_id, env_kwargs, options.num_images, options.batch_size, options.protocol)
     if actor is None:
         from genenv.rollout import static_actor
 
         actor = static_actor(evaluator.env)
-    runs = [evaluator(actor, held_out_seed(k, options.num_images)).metrics for k in range(options.seeds)]
-    rows = [(name, interval([run[name] for run in runs])) for name in runs[0]]
-    _print_table([("metric", "mean" if len(runs) == 1 else "mean and 95 % interval"), *rows])
+    with _progress_bar("images", options.repetitions * options.num_images) as advance:
+        runs = [
+            evaluator(
+                actor,
+                held_out_seed(k, options.num_images),
+                intervals=options.repetitions == 1,
+                progress=advance,
+            )
+            for k in range(options.repetitions)
+        ]
+    if options.clip_score:
+        runs = _with_clip_score(runs, evaluator.backbone, str(env_kwargs.get("device", "cpu")))
+    found, flops = pool(runs), evaluator.flops(runs[0])
+    _print_evaluation(found, flops)
     if options.json:
-        write_text(options.json, json.dumps(runs, indent=2) + "\n")
+        record = {"env_id": env_id, "env_kwargs": env_kwargs} | found.record() | {"flops": flops}
+        record["runs"] = [run.metrics for run in runs]
+        write_text(options.json, json.dumps(record, indent=2) + "\n")
     return 0
+
+
+def _with_clip_score(runs: Sequence[Evaluation], backbone: str, device: str) -> list[Evaluation]:
+    import dataclasses
+
+    from genenv.metrics.clip_score import clip_score
+    from genenv.prompts import prompts
+    from genenv.rewards.clip import make_clip
+
+    encoder, texts = make_clip(backbone, device).encoder, prompts(backbone)
+    scores = [clip_score(encoder, texts, run.episode.images, run.episode.context) for run in runs]
+    return [
+        dataclasses.replace(run, metrics=run.metrics | {"clip_score": score})
+        for run, score in zip(runs, scores, strict=True)
+    ]
+
+
+def _print_evaluation(found: Evaluation, flops: float) -> None:
+    how = "resampled images" if found.repetitions == 1 else f"{found.repetitions} repetitions"
+    rows = [("metric", "mean" if found.repetitions > 1 else "value", f"95 % interval ({how})")]
+    for name, value in found.metrics.items():
+        ends = found.intervals.get(name)
+        rows.append((name, f"{value:.3f}", f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""))
+    _print_table(rows)
+    repeated = f"{found.repetitions} x " if found.repetitions > 1 else ""
+    calls = "" if found.nfe is None else f"{found.nfe:.1f} network evaluations, "
+    each = " ".join(f"{accuracy:.1%}" for accuracy in found.class_accuracy)
+    classes = [("accuracy", f"of each class: {each}")] if each else []
+    print()
+    _print_table(
+        [
+            ("protocol", found.protocol),
+            ("judge", f"sha256 {found.judge_sha256}"),
+            ("reference", f"sha256 {found.reference_sha256}"),
+            ("images", f"{repeated}{found.num_images:,}, seeds {found.seeds[0]} to {found.seeds[1]}"),
+            ("labels", f"{found.label_plan}: balanced"),
+            *classes,
+            ("cost", f"{calls}{flops / 1e9:.3g} GFLOPs an image (multiply and add: 2)"),
+            ("speed", f"{found.images_per_second:,.1f} images/s, judged"),
+        ]
+    )
+
+
+@contextlib.contextmanager
+def _progress_bar(what: str, total: int) -> Iterator[Callable[[int], object] | None]:
+    """Shows a bar where somebody watches and rich is installed; gives what advances it."""
+    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        job = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(job, count)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
+import torch
 
 import genenv
-from genenv.metrics.judge import Judge
+from genenv.checkpoints import torch_device
+from genenv.metrics.cost import flops_per_image
+from genenv.metrics.intervals import Interval, student
+from genenv.metrics.judge import Judge, Measurement
 from genenv.protocols import Actor
-from genenv.rollout import Episode, generate
+from genenv.rollout import Episode, generate, unwrapped
 
 HELD_OUT_SEED = 10**12
 """Image i of an evaluation has the seed HELD_OUT_SEED + i; training stays below."""
+LABEL_PLAN = "cycle"
+"""Seed modulo the number of classes: consecutive seeds are balanced."""
+KEPT_IMAGES = 2000
+"""Images, at most, that an evaluation gives back: the first ones, in whole batches."""
+COUNTED_IMAGES = 8
+"""Images over which floating point operations are counted."""
 
 
 def held_out_seed(repetition: int, num_images: int) -> int:
@@ -24,25 +37,76 @@ def held_out_seed(repetition: int, num_images: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a policy's images are worth.
+    """What a policy's images are worth, and where the numbers come from.
 
     Attributes:
-        metrics: fid, kid, precision, recall, density, coverage, accuracy.
-        episode: the images and how they were made, without observations.
+        metrics: those of `genenv.metrics.judge.Measurement.metrics`.
+        episode: the first `KEPT_IMAGES` images and how they were made, without observations.
+        protocol: how images became features; numbers of different protocols cannot be compared.
+        judge_sha256: of the judge's weights.
+        reference_sha256: of the file of the real images' statistics.
+        num_images: images of each repetition.
+        label_plan: `LABEL_PLAN`.
+        seeds: first and last.
+        intervals: {metric: 95 % interval}, where one was asked for and can be told.
+        nfe: network evaluations an image, None where the generator does not count them.
+        images_per_second: generated and judged.
+        class_accuracy: the accuracy of each class, where the judge knows the labels.
+        repetitions: on images of their own; more than one: the metrics are means over them.
     """
 
     metrics: dict[str, float]
     episode: Episode
+    protocol: str
+    judge_sha256: str
+    reference_sha256: str
+    num_images: int
+    label_plan: str
+    seeds: tuple[int, int]
+    intervals: dict[str, Interval]
+    nfe: float | None
+    images_per_second: float
+    class_accuracy: list[float]
+    repetitions: int = 1
+
+    def record(self) -> dict[str, Any]:
+        """Returns everything but the episode, for JSON."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names if name != "episode"}
+
+
+def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Returns repetitions as one evaluation: mean metrics with Student's intervals; a single one as it is."""
+    first, last = evaluations[0], evaluations[-1]
+    if len(evaluations) == 1:
+        return first
+    values = {name: [e.metrics[name] for e in evaluations] for name in first.metrics}
+    spent = [e.nfe for e in evaluations if e.nfe is not None]
+    return dataclasses.replace(
+        first,
+        metrics={name: statistics.fmean(each) for name, each in values.items()},
+        intervals={name: student(each) for name, each in values.items()},
+        seeds=(first.seeds[0], last.seeds[1]),
+        nfe=statistics.fmean(spent) if spent else None,
+        images_per_second=statistics.harmonic_mean([e.images_per_second for e in evaluations]),
+        class_accuracy=[
+            statistics.fmean(each) for each in zip(*(e.class_accuracy for e in evaluations), strict=True)
+        ],
+        repetitions=len(evaluations),
+    )
 
 
 class Evaluator:
     """Plays policies on held-out seeds and judges the images; keeps its environment and judge between calls.
+
+    Images are generated and judged batch by batch, so memory does not grow with their number.
 
     Args:
         env_id: a registered id, with or without the prefix "genenv:".
         env_kwargs: what the policy was trained with; contexts, reward and autoreset are set here.
         num_images: images for each evaluation.
         batch_size: images at once.
+        protocol: of the judge, by default the backbone's own; see `genenv.metrics.judge.Judge`.
 
     Raises:
         ValueError: if there is no such id.
@@ -54,21 +118,72 @@ class Evaluator:
         env_kwargs: Mapping[str, Any] | None = None,
         num_images: int = 2000,
         batch_size: int = 250,
+        protocol: str | None = None,
     ):
         name = env_id.removeprefix("genenv:")
         if name not in genenv.IDS:
             raise ValueError(f"env_id must be one of {', '.join(genenv.IDS)}, got {env_id!r}")
         kwargs = dict(genenv.IDS[name]) | dict(env_kwargs or {})
-        kwargs |= {"contexts": "cycle", "reward": "none", "autoreset_mode": "Disabled", "output": "torch"}
+        kwargs |= {"contexts": LABEL_PLAN, "reward": "none", "autoreset_mode": "Disabled", "output": "torch"}
         self.num_images = num_images
         self.backbone: str = kwargs["backbone"]
-        self.judge = Judge(self.backbone)  # first: released generators have none, and are slow to load
+        device = torch_device(str(kwargs.get("device", "cpu")))
+        self.judge = Judge(self.backbone, protocol, device)  # first: released generators are slow to load
         self.env = gym.make_vec(env_id, num_envs=min(batch_size, num_images), **kwargs)
 
-    def __call__(self, actor: Actor, seed: int = HELD_OUT_SEED) -> Evaluation:
-        """Returns the evaluation of an actor on the seeds seed ... seed + num_images - 1."""
-        episode = generate(self.env, actor, self.num_images, seed)
-        return Evaluation(self.judge.measure(episode.images, episode.context), episode)
+    def __call__(
+        self,
+        actor: Actor,
+        seed: int = HELD_OUT_SEED,
+        *,
+        intervals: bool = False,
+        progress: Callable[[int], object] | None = None,
+    ) -> Evaluation:
+        """Returns the evaluation of an actor on the seeds seed ... seed + num_images - 1.
+
+        Args:
+            actor: maps observations to actions (N, A).
+            seed: of the first image.
+            intervals: resample the images for intervals, which takes as long as judging some thousand.
+            progress: called with the number of images of every batch.
+        """
+        started = time.perf_counter()
+        measurement = Measurement(self.judge.extractor, self.num_images)
+        kept, spent = [], torch.zeros((), dtype=torch.float64, device=unwrapped(self.env).device)
+        for start in range(0, self.num_images, self.env.num_envs):
+            size = min(self.env.num_envs, self.num_images - start)
+            batch = generate(self.env, actor, size, seed + start)
+            measurement.update(batch.images, batch.context)
+            if start + size <= KEPT_IMAGES or not kept:
+                kept.append(batch)
+            spent += batch.diagnostics["nfe"].sum() if "nfe" in batch.diagnostics else torch.nan
+            if progress is not None:
+                progress(size)
+        nfe = spent.item() / self.num_images  # waits for the device
+        seconds = time.perf_counter() - started
+        metrics = measurement.metrics()
+        return Evaluation(
+            metrics=metrics,
+            episode=Episode.concatenate(kept),
+            protocol=self.judge.extractor.protocol,
+            judge_sha256=self.judge.extractor.sha256,
+            reference_sha256=self.judge.extractor.reference.sha256,
+            num_images=self.num_images,
+            label_plan=LABEL_PLAN,
+            seeds=(seed, seed + self.num_images - 1),
+            intervals=measurement.intervals(metrics) if intervals else {},
+            nfe=None if math.isnan(nfe) else nfe,
+            images_per_second=self.num_images / seconds,
+            class_accuracy=measurement.class_accuracy(),
+        )
+
+    def flops(self, evaluation: Evaluation) -> float:
+        """Returns the floating point operations an image, of the generator alone: see `genenv.metrics.cost`."""
+        episode, first = evaluation.episode, evaluation.seeds[0]
+        context = episode.context[:COUNTED_IMAGES]
+        seeds = torch.arange(first, first + len(context), device=context.device)
+        schedule = {name: values[:, :COUNTED_IMAGES] for name, values in episode.schedule.items()}
+        return flops_per_image(unwrapped(self.env).sampler, schedule, context, seeds)
 
 
 def evaluate(

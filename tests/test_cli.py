@@ -53,10 +53,15 @@ def test_evaluate_measures_the_hand_crafted_schedule_and_a_policy(capsys, monkey
     size = ["--num-images", "120"]
     static, policy = tmp_path / "static.json", tmp_path / "policy.json"
     command = ["evaluate", "AdaGen/MaskGIT-v0", *size]
-    assert cli.main([*command, "--num-steps", "2", "--seeds", "2", "--json", str(static)]) == 0
-    shown = capsys.readouterr().out
-    assert "fid" in shown
-    assert "±" in shown  # an interval
+    assert cli.main([*command, "--num-steps", "2", "--repetitions", "2", "--json", str(static)]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""  # nobody watches: no bar
+    lines = [line.split() for line in shown.out.splitlines()]
+    assert " ".join(lines[0]) == "metric mean 95 % interval (2 repetitions)"
+    runs = json.loads(static.read_text())
+    name, mean, low, _, high = lines[1]
+    assert (name, mean) == ("fid", f"{runs['metrics']['fid']:.3f}")
+    assert float(low) < float(mean) < float(high)
     loader = ["--policy", "still:load_still_policy", "--run", str(tmp_path)]
     monkeypatch.setattr(
         cli, "_load", lambda path: lambda run_dir: types.SimpleNamespace(env_id="AdaGen/VAR-v0")
@@ -67,10 +72,54 @@ def test_evaluate_measures_the_hand_crafted_schedule_and_a_policy(capsys, monkey
     monkeypatch.setitem(sys.modules, "still", sys.modules[__name__])
     assert cli.main([*command, *loader, "--json", str(policy)]) == 0
     assert (tmp_path / "loaded").is_file()
-    runs = json.loads(static.read_text())
-    assert len(runs) == 2
-    assert runs[0]["fid"] != runs[1]["fid"]
-    assert json.loads(policy.read_text())[0] == pytest.approx(runs[0])
+    assert len(runs["runs"]) == 2
+    assert runs["runs"][0]["fid"] != runs["runs"][1]["fid"]
+    assert json.loads(policy.read_text())["metrics"] == pytest.approx(runs["runs"][0])
+
+
+def test_evaluate_says_where_its_numbers_come_from(capsys, tmp_path):
+    path = tmp_path / "found.json"
+    command = f"evaluate AdaGen/LlamaGen-v0 --num-images 100 --batch-size 64 --device cpu --json {path}"
+    assert cli.main(command.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads(path.read_text())
+    assert found["env_id"] == "AdaGen/LlamaGen-v0"
+    assert found["intervals"].keys() == {"fid", "inception_score", "accuracy"}
+    assert found["flops"] > 1e6
+    rows = dict(line.split(maxsplit=1) for line in lines if line)
+    low, high = found["intervals"]["fid"]
+    assert rows["fid"].split() == f"{found['metrics']['fid']:.3f} {low:.3f} to {high:.3f}".split()
+    assert rows["kid"] == f"{found['metrics']['kid']:.3f}"  # no interval of a single repetition
+    assert rows["protocol"] == "digits"
+    assert rows["judge"] == f"sha256 {found['judge_sha256']}"
+    assert rows["reference"] == f"sha256 {found['reference_sha256']}"
+    assert rows["images"] == f"100, seeds {found['seeds'][0]} to {found['seeds'][1]}"
+    assert rows["labels"] == "cycle: balanced"
+    assert rows["cost"].startswith(
+        f"{found['nfe']:.1f} network evaluations, {found['flops'] / 1e9:.3g} GFLOPs"
+    )
+    assert rows["speed"].endswith("images/s, judged")
+
+
+def test_evaluate_adds_the_clip_score_on_request(capsys, tmp_path):
+    path = tmp_path / "found.json"
+    command = ["evaluate", "AdaGen/MaskGIT-v0", "--num-images", "100", "--clip-score", "--json", str(path)]
+    assert cli.main(command) == 0
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "clip_score" in line]
+    score = json.loads(path.read_text())["metrics"]["clip_score"]
+    assert float(row[1]) == pytest.approx(score, abs=1e-3)
+    assert 0.5 < score < 1.0
+
+
+def test_evaluate_shows_a_bar_to_somebody_who_watches(capsys, monkeypatch):
+    advanced, command = [], ["evaluate", "--num-images", "70", "--batch-size", "40", "--num-steps", "1"]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("rich.progress.Progress.advance", lambda bar, job, count: advanced.append(count))
+    assert cli.main(command) == 0
+    assert advanced == [40, 30]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # without rich there is no bar
+    assert cli.main(command) == 0
+    assert advanced == [40, 30]
 
 
 def test_bench_prints_and_writes_the_speed(capsys, monkeypatch, tmp_path):
@@ -199,8 +248,13 @@ def test_report_calls_the_writer(monkeypatch, tmp_path):
             "check --backbone mnist",
             "or a folder of the zoo, got 'mnist'",
         ),
-        ("evaluate --seeds 0", "--seeds must be at least 1, got 0"),
+        ("evaluate --repetitions 0", "--repetitions must be at least 1, got 0"),
+        ("evaluate --batch-size 0", "--batch-size must be at least 1, got 0"),
         ("evaluate --num-images 0", "must be at least 1, got 0"),
+        ("evaluate --num-images 64", "more images than the 64 feature dimensions, got 64"),
+        ("evaluate --device cuda:99", "device 'cuda:99' cannot be used here"),
+        ("evaluate --device cpu --policy a:b --run .", "--device is for the hand-crafted schedule"),
+        ("evaluate --protocol adagen", "protocol must be one of digits for backbone 'digits', got 'adagen'"),
         ("evaluate --policy json:loads", "--policy and --run belong together"),
         ("evaluate --run runs/x", "--policy and --run belong together"),
         ("evaluate --policy json --run .", "--policy must be MODULE:FUNCTION, got 'json'"),

@@ -1,11 +1,15 @@
+import json
+
 import pytest
 import torch
 
-from genenv.evaluation import HELD_OUT_SEED, Evaluator, evaluate, held_out_seed
-from genenv.rollout import static_actor
+from genenv import evaluation as module
+from genenv.evaluation import HELD_OUT_SEED, Evaluator, evaluate, held_out_seed, pool
+from genenv.metrics.intervals import student
+from genenv.rollout import generate, static_actor
 
 ENV_ID = "AdaGen/MaskGIT-v0"
-NAMES = {"fid", "kid", "precision", "recall", "density", "coverage", "accuracy"}
+NAMES = {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score", "accuracy"}
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +28,48 @@ def test_the_labels_are_balanced_and_the_images_as_many_as_asked_for(evaluation)
     assert evaluation.episode.context.bincount().tolist() == [10] * 10
     assert evaluation.episode.observations == {}
     assert not evaluation.episode.rewards.any()  # the judge pays nothing
+
+
+def test_an_evaluation_says_where_its_numbers_come_from(evaluator, evaluation):
+    extractor = evaluator.judge.extractor
+    record = json.loads(json.dumps(evaluation.record()))
+    assert record.pop("metrics") == evaluation.metrics
+    assert record.pop("images_per_second") > 0
+    assert len(record.pop("class_accuracy")) == 10
+    assert record == {
+        "protocol": "digits",
+        "judge_sha256": extractor.sha256,
+        "reference_sha256": extractor.reference.sha256,
+        "num_images": 100,
+        "label_plan": "cycle",
+        "seeds": [HELD_OUT_SEED, HELD_OUT_SEED + 99],
+        "intervals": {},
+        "nfe": 8.0,
+        "repetitions": 1,
+    }
+
+
+def test_images_judged_batch_by_batch_are_worth_as_much_as_all_at_once(evaluator, evaluation):
+    episode = generate(evaluator.env, static_actor(evaluator.env), 100, HELD_OUT_SEED)
+    assert torch.equal(episode.images, evaluation.episode.images)
+    at_once = evaluator.judge.measure(episode.images, episode.context)
+    assert evaluation.metrics == pytest.approx(at_once, rel=1e-4)
+
+
+def test_only_the_first_images_are_given_back(evaluator, evaluation, monkeypatch):
+    for kept, expected in ((85, 80), (5, 40)):  # whole batches, one at least
+        monkeypatch.setattr(module, "KEPT_IMAGES", kept)
+        fewer = evaluator(static_actor(evaluator.env))
+        assert torch.equal(fewer.episode.images, evaluation.episode.images[:expected])
+        assert fewer.metrics == evaluation.metrics
+
+
+def test_progress_and_intervals_are_told_where_they_are_asked_for(evaluator, evaluation):
+    batches = []
+    told = evaluator(static_actor(evaluator.env), intervals=True, progress=batches.append)
+    assert batches == [40, 40, 20]
+    assert told.metrics == evaluation.metrics
+    assert set(told.intervals) == {"fid", "inception_score", "accuracy"}
 
 
 def test_an_evaluation_can_be_repeated(evaluator, evaluation):
@@ -45,6 +91,31 @@ def test_other_seeds_give_other_images(evaluator, evaluation):
     assert not torch.equal(other.episode.images, evaluation.episode.images)
 
 
+def test_repetitions_are_pooled_with_students_interval(evaluator, evaluation):
+    other = evaluator(static_actor(evaluator.env), held_out_seed(1, 100))
+    pooled, values = pool([evaluation, other]), (evaluation.metrics["fid"], other.metrics["fid"])
+    assert pooled.metrics["fid"] == pytest.approx(sum(values) / 2)
+    assert pooled.intervals.keys() == NAMES
+    assert pooled.intervals["fid"] == student(values)
+    assert pooled.seeds == (HELD_OUT_SEED, HELD_OUT_SEED + 199)
+    assert (pooled.num_images, pooled.repetitions, pooled.nfe) == (100, 2, 8.0)
+    assert pool([other]) is other
+
+
+def test_the_operations_of_an_image_are_those_of_its_steps(evaluator, evaluation):
+    flops = evaluator.flops(evaluation)
+    twice = Evaluator(ENV_ID, {"num_steps": 8}, num_images=70)
+    assert twice.flops(twice(static_actor(twice.env))) == pytest.approx(2 * flops, rel=0.1)
+
+
+def test_counting_operations_leaves_a_generator_with_a_cache_as_it_was():
+    evaluator = Evaluator("AdaGen/LlamaGen-v0", num_images=70, batch_size=35)
+    actor = static_actor(evaluator.env)
+    before = evaluator(actor)
+    assert evaluator.flops(before) > 1e6
+    assert evaluator(actor).metrics == before.metrics
+
+
 @pytest.mark.parametrize("num_images", [1, 100, 2000])
 def test_repetitions_share_no_seed_with_each_other_or_with_training(num_images):
     seeds = [range(first, first + num_images) for first in (held_out_seed(k, num_images) for k in range(5))]
@@ -63,3 +134,10 @@ def test_an_id_may_name_its_module(env_id):
 def test_an_unknown_id_is_refused(env_id):
     with pytest.raises(ValueError, match=f"env_id must be one of AdaGen/MaskGIT-v0, .*, got '{env_id}'"):
         Evaluator(env_id)
+
+
+def test_a_protocol_of_another_tier_is_refused():
+    with pytest.raises(
+        ValueError, match="protocol must be one of digits for backbone 'digits', got 'adagen'"
+    ):
+        Evaluator(ENV_ID, protocol="adagen")

@@ -1,87 +1,212 @@
-"""The held-out judge of the digits tier."""
+"""The held-out judge: features of generated images, by a network that no reward uses, against those of real ones."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from genenv.checkpoints import backbone_folder, load_generator, load_tensors
-from genenv.data import digits
-from genenv.metrics.frechet import frechet_distance, moments
-from genenv.metrics.neighbours import density_coverage
+from genenv.checkpoints import is_released
+from genenv.metrics.coverage import density_coverage
+from genenv.metrics.digits import DigitsExtractor
+from genenv.metrics.fid import Reference, fid
+from genenv.metrics.frechet import Moments, frechet_distance, moments
+from genenv.metrics.inception import PROTOCOLS, InceptionExtractor
+from genenv.metrics.inception_score import InceptionScore, inception_score
+from genenv.metrics.intervals import Interval, bootstrap
+from genenv.metrics.kid import kid
+from genenv.metrics.precision_recall import precision_recall
 from genenv.protocols import Context
 
-KID_SUBSETS, KID_SUBSET_SIZE = 20, 1000
+KEPT_FEATURES = 10_000
+"""Images whose features are kept: the first ones. KID, precision, recall, density and coverage are theirs."""
+BOOTSTRAP_DIM = 256
+"""Most feature dimensions whose FID is computed for hundreds of resamples."""
+
+
+class Extractor(Protocol):
+    """Turns images into features and class logits, and knows what real images give.
+
+    Attributes:
+        protocol: how it does so; numbers of different protocols cannot be compared.
+        sha256: of its weights.
+        reference: moments of the real images' features.
+        dtype: of the generated features' moments.
+        labelled: whether the logits are those of the labels, so that there is an accuracy.
+        num_classes: of the logits.
+        device: where features and logits are.
+    """
+
+    protocol: str
+    sha256: str
+    reference: Reference
+    dtype: torch.dtype
+    labelled: bool
+    num_classes: int
+    device: torch.device
+
+    @functools.cached_property
+    def real(self) -> Tensor | None:
+        """The features (M, D) of real images, None where there are none."""
+        ...
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns features (N, D) and logits (N, num_classes) of images (N, C, H, W) in [0, 1]."""
+        ...
 
 
 class Judge:
-    """Measures generated digits on the features of a classifier that no reward uses.
+    """Measures generated images on the features of a network that no reward uses.
 
-    The features are standardised over the real images, so every dimension weighs the same. KID, precision and recall
-    are torch-fidelity's; precision and recall (Kynkaanniemi et al. 2019) use k = 3, density and coverage k = 5.
+    FID, density and coverage (k = 5) are genenv's; KID, precision and recall (Kynkaanniemi et al. 2019, k = 3) and the
+    Inception Score torch-fidelity's. Without real images (an ADM reference of moments alone) there is no KID,
+    precision, recall, density and coverage; without a classifier of the labels (Inception) no accuracy.
 
     Args:
-        backbone: "digits", or a folder of the zoo.
+        backbone: "digits", a folder of the zoo, or a released generator.
+        protocol: "digits" for the digits; "torch-fidelity" (default) or "adagen" for released generators (see
+            `genenv.metrics.inception.PROTOCOLS`).
+        device: where Inception runs.
+
+    Raises:
+        ImportError: without torch-fidelity.
+        ValueError: if there is no such backbone or protocol.
+        CheckpointError: if a file is missing, damaged or another one.
     """
 
-    def __init__(self, backbone: str = "digits"):
+    def __init__(
+        self, backbone: str = "digits", protocol: str | None = None, device: torch.device | str = "cpu"
+    ):
         try:
             import torch_fidelity  # noqa: F401
         except ImportError:
             raise ImportError("the metrics need torch-fidelity: pip install 'genenv[metrics]'") from None
-        self.classifier = load_generator("judge", backbone)
-        reference = load_tensors(backbone_folder(backbone) / "reference.safetensors")
-        self.mean, self.std = reference["judge.mean"], reference["judge.std"]
-        self.covariance = reference["judge.covariance"]
+        known = PROTOCOLS if is_released(backbone) else ("digits",)
+        if protocol is not None and protocol not in known:
+            raise ValueError(
+                f"protocol must be one of {', '.join(known)} for backbone {backbone!r}, got {protocol!r}"
+            )
+        self.extractor: Extractor = (
+            InceptionExtractor(backbone, protocol or PROTOCOLS[0], device)
+            if is_released(backbone)
+            else DigitsExtractor(backbone)
+        )
 
-    @functools.cached_property
-    def real(self) -> Tensor:
-        """The standardised features (1797, D) of the real images."""
-        return self.features(digits()[0])
+    @property
+    def real(self) -> Tensor | None:
+        """The features (M, D) of the real images, None where there are only their moments."""
+        return self.extractor.real
 
-    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Returns standardised features (N, D) of images (N, 1, 8, 8) in [0, 1]."""
-        return (self.classifier.features(images.cpu()) - self.mean) / self.std
+        """Returns features (N, D) of images (N, C, H, W) in [0, 1]."""
+        return self.extractor(images)[0]
 
     def fid(self, images: Tensor) -> float:
-        """Returns the Frechet distance between images (N, 1, 8, 8) and the real ones."""
-        generated = moments(self.features(images))
-        return frechet_distance(*generated, torch.zeros_like(self.mean), self.covariance)
+        """Returns the Frechet distance between images (N, C, H, W) and the real ones."""
+        features = self.features(images)
+        generated = Moments(features.shape[1], self.extractor.dtype, features.device)
+        generated.update(features)
+        return fid(generated, self.extractor.reference)
 
-    @torch.no_grad()
     def measure(self, images: Tensor, context: Context) -> dict[str, float]:
-        """Returns fid, kid, precision, recall, density, coverage and accuracy of images (N, 1, 8, 8) of labels (N,).
+        """Returns what images (N, C, H, W) of labels (N,) are worth: `Measurement.metrics`.
 
         Raises:
             ValueError: for fewer images than the metrics need.
         """
-        from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-        from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+        measurement = Measurement(self.extractor, len(images))
+        measurement.update(images, context)
+        return measurement.metrics()
 
-        if len(images) <= self.mean.numel():
+
+class Measurement:
+    """What a judge has learned of images that come batch by batch.
+
+    Its size is bounded: sums over all images, and what the network said of the first `KEPT_FEATURES`.
+
+    Args:
+        extractor: of the judge.
+        num_images: how many will come.
+
+    Raises:
+        ValueError: for fewer images than the metrics need.
+    """
+
+    def __init__(self, extractor: Extractor, num_images: int):
+        dim = len(extractor.reference.mean)
+        if num_images <= dim:
             raise ValueError(
-                f"the metrics need more images than the {self.mean.numel()} feature dimensions, got {len(images)}"
+                f"the metrics need more images than the {dim} feature dimensions, got {num_images}"
             )
-        generated, real = self.features(images), self.real
-        kid = kid_features_to_metric(
-            generated,
-            real,
-            kid_subsets=KID_SUBSETS,
-            kid_subset_size=min(KID_SUBSET_SIZE, len(generated)),
-            verbose=False,
-        )
-        prc = prc_features_to_metric(generated, real, verbose=False)
-        density, coverage = density_coverage(generated, real)
-        predicted = self.classifier(images.cpu()).argmax(1)
-        return {
-            "fid": self.fid(images),
-            "kid": kid[KEY_METRIC_KID_MEAN],
-            "precision": prc[KEY_METRIC_PRECISION],
-            "recall": prc[KEY_METRIC_RECALL],
-            "density": density,
-            "coverage": coverage,
-            "accuracy": (predicted == context.cpu()).float().mean().item(),
-        }
+        self.extractor, self.num_images, self.dim = extractor, num_images, dim
+        self.moments = Moments(dim, extractor.dtype, extractor.device)
+        self.score = InceptionScore(num_images, extractor.num_classes, extractor.device)
+        # of each class: images, and images that are recognised
+        self.seen = torch.zeros(extractor.num_classes, dtype=torch.int64, device=extractor.device)
+        self.right = torch.zeros_like(self.seen)
+        self.features: list[Tensor] = []
+        self.logits: list[Tensor] = []
+        self.labels: list[Tensor] = []
+
+    @torch.no_grad()
+    def update(self, images: Tensor, context: Context) -> None:
+        """Judges images (N, C, H, W) in [0, 1] of labels (N,)."""
+        features, logits = self.extractor(images)
+        room = max(0, KEPT_FEATURES - self.moments.count)
+        self.moments.update(features)
+        self.score.update(logits)
+        if room:
+            self.features.append(features[:room].clone())
+        if not self.extractor.labelled:
+            return
+        labels = context.to(logits.device)
+        self.seen += labels.bincount(minlength=len(self.seen))
+        self.right += labels[logits.argmax(1) == labels].bincount(minlength=len(self.right))
+        if room:
+            self.logits.append(logits[:room].clone())
+            self.labels.append(labels[:room].clone())
+
+    def metrics(self) -> dict[str, float]:
+        """Returns fid, kid, precision, recall, density, coverage, inception_score and accuracy of all images."""
+        found = {"fid": fid(self.moments, self.extractor.reference)}
+        generated, real = torch.cat(self.features), self.extractor.real
+        if real is not None:
+            found["kid"] = kid(generated, real)
+            found["precision"], found["recall"] = precision_recall(generated, real)
+            found["density"], found["coverage"] = density_coverage(generated, real)
+        found["inception_score"] = self.score.mean()
+        if self.extractor.labelled:
+            found["accuracy"] = self.right.sum().item() / self.num_images
+        return found
+
+    def class_accuracy(self) -> list[float]:
+        """Returns the accuracy of each class, nan where it had no image; empty without a classifier of the labels."""
+        return (self.right / self.seen).tolist() if self.extractor.labelled else []
+
+    def intervals(self, metrics: Mapping[str, float]) -> dict[str, Interval]:
+        """Returns bootstrap intervals of fid, inception_score and accuracy, resampled within each label.
+
+        There are none beyond `BOOTSTRAP_DIM` dimensions or `KEPT_FEATURES` images, nor of the metrics of neighbours and
+        kernels, which repeated images deceive: repetitions on other seeds give those.
+
+        Args:
+            metrics: what `metrics` returned.
+        """
+        if self.dim > BOOTSTRAP_DIM or self.num_images > KEPT_FEATURES or not self.extractor.labelled:
+            return {}
+        features, logits, labels = (torch.cat(parts) for parts in (self.features, self.logits, self.labels))
+        right = logits.argmax(1) == labels
+        reference = self.extractor.reference
+
+        def resampled(index: Tensor) -> dict[str, float]:
+            return {
+                "fid": frechet_distance(*moments(features[index]), reference.mean, reference.covariance),
+                "inception_score": inception_score(logits[index])[0],
+                "accuracy": right[index].double().mean().item(),
+            }
+
+        values = {name: metrics[name] for name in ("fid", "inception_score", "accuracy")}
+        return bootstrap(resampled, values, labels)

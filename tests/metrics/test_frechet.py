@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-from genenv.metrics.frechet import frechet_distance, moments
+from genenv.metrics.frechet import Moments, frechet_distance, moments, symmetric_root
 
 
 def features(n, dim=6, seed=0):
@@ -16,6 +16,51 @@ def test_moments_are_the_mean_and_the_unbiased_covariance():
     assert mean.tolist() == [1.0, 3.0]
     assert covariance.tolist() == [[2.0, 4.0], [4.0, 8.0]]
     assert mean.dtype == covariance.dtype == torch.float64
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_moments_of_batches_are_those_of_all_features_however_far_from_zero(offset):
+    whole = features(230) + offset
+    streamed = Moments(6)
+    for batch in whole.split(37):
+        streamed.update(batch)
+    streamed.update(whole[:0])
+    mean, covariance = moments(whole)
+    assert streamed.count == 230
+    torch.testing.assert_close(streamed.mean, mean, rtol=1e-14, atol=0)
+    torch.testing.assert_close(streamed.covariance, covariance, rtol=1e-9, atol=1e-9)
+
+
+def test_moments_of_two_streams_can_be_merged():
+    whole, halves = features(100), (Moments(6), Moments(6))
+    for half, part in zip(halves, whole.split(30), strict=False):
+        half.update(part)
+    halves[1].update(whole[60:])
+    halves[0].merge(halves[1])
+    halves[0].merge(Moments(6))
+    torch.testing.assert_close(halves[0].covariance, moments(whole)[1])
+
+
+def test_moments_take_no_more_room_for_more_features():
+    streamed, sizes = Moments(6), []
+    for batch in features(400).split(20):
+        streamed.update(batch)
+        sizes.append(sum(t.untyped_storage().nbytes() for t in (streamed.mean, streamed.scatter)))
+    assert sizes[1] == sizes[-1] == 8 * (6 + 36)
+
+
+def test_a_covariance_of_one_feature_is_refused():
+    streamed = Moments(3)
+    streamed.update(torch.ones(1, 3))
+    with pytest.raises(ValueError, match="a covariance needs at least 2 features, got 1"):
+        _ = streamed.covariance
+
+
+def test_the_symmetric_root_squared_is_the_matrix():
+    covariance = moments(features(50))[1]
+    root = symmetric_root(covariance)
+    torch.testing.assert_close(root @ root, covariance)
+    torch.testing.assert_close(root, root.T)
 
 
 def test_gaussians_with_diagonal_covariances_have_a_closed_form():

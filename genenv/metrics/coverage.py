@@ -1,4 +1,4 @@
-"""Fidelity and diversity from nearest neighbours."""
+"""Density and coverage (Naeem et al. 2020)."""
 
 from __future__ import annotations
 

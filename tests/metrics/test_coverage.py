@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from genenv.metrics.neighbours import density_coverage
+from genenv.metrics.coverage import density_coverage
 
 
 def points(n, seed, dim=3):

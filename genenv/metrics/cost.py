@@ -1,0 +1,42 @@
+"""What an image costs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from genenv.protocols import Context, Sampler
+from genenv.rng import BatchRng
+
+
+@torch.no_grad()
+def flops_per_image(
+    sampler: Sampler, schedule: Mapping[str, Tensor], context: Context, seeds: Tensor
+) -> float:
+    """Returns the floating point operations of an image: all network calls of its episode, and the decoder.
+
+    Counted over a real episode by torch: matrix products, convolutions and attention, a multiplication and the addition
+    that follows being two operations. Papers often count them as one and still call it FLOPs (AdaGen's tables do).
+
+    Args:
+        sampler: of the environment.
+        schedule: {name: (T, N)}, the episode's parameters in physical units.
+        context: (N,).
+        seeds: (N,) int64 of the images.
+    """
+    rng = BatchRng(seeds)
+    with (
+        warnings.catch_warnings(),
+        torch.compiler.set_stance("force_eager"),  # operations inside a compiled network would not be seen
+        FlopCounterMode(display=False) as counter,
+    ):
+        warnings.filterwarnings("ignore", message="Using `torch.compile")  # of the counter's own hooks
+        state = sampler.start(context, rng)
+        for t in range(sampler.horizon):
+            state = sampler.advance(state, {name: values[t] for name, values in schedule.items()}, rng)
+        sampler.decode(state)
+    return counter.get_total_flops() / len(seeds)
