@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 
 from genenv.checkpoints import is_released
@@ -13,7 +13,12 @@ from genenv.rewards.mixture import Mixture
 REWARDS = {
     "adversarial": "genenv.rewards.adversarial:pretrained",
     "classifier": "genenv.rewards.classifier:make",
+    "clip": "genenv.rewards.clip:make_clip",
+    "fid": "genenv.rewards.fid:make",
+    "hpsv2": "genenv.rewards.clip:make_hpsv2",
+    "hpsv2.0": "genenv.rewards.clip:make_hpsv2_0",
     "loo_fid": "genenv.rewards.loo_fid:make",
+    "pickscore": "genenv.rewards.clip:make_pickscore",
 }
 """Name -> "module:factory"; a factory takes (backbone, device)."""
 
@@ -21,13 +26,20 @@ DEFAULT = "adversarial"
 """What "default" stands for where the backbone ships its judges, as the digits do; released generators have none."""
 
 
-def make_reward(spec: str | Mapping[str, float], backbone: str, device: str) -> Mixture | None:
+def make_reward(
+    spec: str | Mapping[str, float],
+    backbone: str,
+    device: str,
+    own: Mapping[str, Callable[[], Reward]] | None = None,
+) -> Mixture | None:
     """Returns the reward that a string or a {name: weight} mapping describes; None for "none".
 
     Args:
-        spec: "none", "default", a name of `REWARDS`, "module:factory", or {name: weight} of several.
+        spec: "none", "default", a name of `REWARDS`, "module:factory", or {name: weight} of several; there the entry
+            "normalise": True standardises each among the images of one context.
         backbone: whose images are judged.
         device: where the judges run.
+        own: {name: factory} of rewards that replace those of the same name, such as a discriminator to be trained.
 
     Raises:
         ValueError: if it describes no reward.
@@ -42,12 +54,17 @@ def make_reward(spec: str | Mapping[str, float], backbone: str, device: str) -> 
     if spec == "none":
         return None
     weights = {spec: 1.0} if isinstance(spec, str) else dict(spec)
+    normalise = weights.pop("normalise", False)
+    if not isinstance(normalise, bool):
+        raise ValueError(f"reward: normalise must be True or False, got {normalise!r}")
     if not weights:
         raise ValueError("reward must name at least one reward, got {}; use reward='none' for no reward")
     for name, weight in weights.items():
-        if not isinstance(weight, Real):
+        if not isinstance(weight, Real) or isinstance(weight, bool):
             raise ValueError(f"the weight of reward {name!r} must be a number, got {weight!r}")
-    return Mixture({name: _make(name, backbone, device) for name in weights}, weights)
+    own = own or {}
+    rewards = {name: own[name]() if name in own else _make(name, backbone, device) for name in weights}
+    return Mixture(rewards, weights, normalise)
 
 
 def _make(name: str, backbone: str, device: str) -> Reward:

@@ -18,10 +18,17 @@ class Mixture:
     Args:
         rewards: {name: reward}.
         weights: {name: weight}; 1 for names that are left out.
+        normalise: standardise each component among the images of one context before it is weighed, as GRPO does with
+            its groups, so that the weights hold whatever the components' scales are.
     """
 
-    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float] | None = None):
-        self.rewards = dict(rewards)
+    def __init__(
+        self,
+        rewards: Mapping[str, Reward],
+        weights: Mapping[str, float] | None = None,
+        normalise: bool = False,
+    ):
+        self.rewards, self.normalise = dict(rewards), normalise
         given = dict(weights or {})
         unknown = set(given) - set(self.rewards)
         if unknown:
@@ -32,11 +39,13 @@ class Mixture:
                 raise ValueError(f"the weight of reward {name!r} must be finite, got {weight}")
 
     def judge(self, images: Tensor, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the weighted sum (N,) and each unweighted component (N,), float32.
+        """Returns the weighted sum (N,) and each component (N,) as its judge gave it, float32.
 
         Raises:
-            ValueError: if a component gives anything but N finite numbers.
+            ValueError: if a component gives anything but N finite numbers, or a lone image is to be standardised.
         """
+        if self.normalise and len(images) == 1:
+            raise ValueError("normalised rewards compare images, got 1; use gym.make_vec")
         parts, total = {}, torch.zeros(len(images), device=images.device)
         for name, reward in self.rewards.items():
             value = reward(images, context)
@@ -45,7 +54,8 @@ class Mixture:
             if not bool(value.isfinite().all()):
                 raise ValueError(f"reward {name!r} must be finite, got {value[~value.isfinite()][0].item()}")
             parts[name] = value.float()
-            total = total + self.weights[name] * parts[name]
+            scaled = standardise_groups(parts[name], context) if self.normalise else parts[name]
+            total = total + self.weights[name] * scaled
         return total, parts
 
     def __call__(self, images: Tensor, context: Context) -> Tensor:
@@ -69,6 +79,19 @@ class Mixture:
             reward = self.rewards[name]
             assert isinstance(reward, StatefulReward)
             reward.load_state_dict(value)
+
+
+def standardise_groups(value: Tensor, context: Context) -> Tensor:
+    """Returns (value - mean) / (std + 1e-4) among the images of each context, (N,).
+
+    That of a group of one is 0. The 1e-4 is that of arXiv 2603.23086's code.
+    """
+    _, group = context.unique(dim=0, return_inverse=True)
+    count = group.bincount()
+    mean = torch.zeros_like(count, dtype=value.dtype).index_add(0, group, value) / count
+    deviation = value - mean[group]
+    variance = torch.zeros_like(mean).index_add(0, group, deviation.square()) / count
+    return deviation / (variance.sqrt()[group] + 1e-4)
 
 
 def as_mixture(reward: Reward) -> Mixture:

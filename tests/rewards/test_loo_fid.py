@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from genenv.data import digits
+from genenv.metrics.frechet import frechet_distance
+from genenv.rewards import loo_fid
 from genenv.rewards.loo_fid import LeaveOneOutFID, loo_fid_from_features, make
 
 
@@ -179,3 +181,73 @@ def test_the_shipped_reward_fines_the_noise_among_digits():
 def test_moments_without_memory_are_refused(half_life):
     with pytest.raises(ValueError, match=f"half_life must be above 0, got {half_life}"):
         pixel_reward(half_life=half_life)
+
+
+def covariance_problem(n, dim=4):
+    features, (old1, _), _ = problem(n, dim)
+    generator = torch.Generator().manual_seed(9)
+    root = torch.randn(2, dim, dim, generator=generator).double()
+    spread = root @ root.mT + torch.eye(dim)
+    return features, (old1, spread[0] + torch.outer(old1, old1)), (torch.zeros(dim), spread[1])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_with_covariances_the_distance_is_the_full_one(beta):
+    features, (old1, old2), (mean, covariance) = covariance_problem(12)
+    features, old1 = features.double(), old1.double()
+
+    def moved(samples):
+        first = beta * old1 + (1 - beta) * samples.mean(0)
+        second = beta * old2 + (1 - beta) * samples.T @ samples / len(samples)
+        return frechet_distance(first, second - torch.outer(first, first), mean, covariance)
+
+    expected = [moved(features[torch.arange(12) != i]) - moved(features) for i in range(12)]
+    found = loo_fid_from_features(features, (old1, old2), (mean, covariance), beta)
+    assert found.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_covariances_are_taken_apart_in_pieces(monkeypatch):
+    features, ema, reference = covariance_problem(12)
+    whole = loo_fid_from_features(features, ema, reference, 0.5)
+    monkeypatch.setattr(loo_fid, "CHUNK", 5 * 16)
+    torch.testing.assert_close(loo_fid_from_features(features, ema, reference, 0.5), whole)
+
+
+def test_the_reward_takes_a_covariance_and_measures_in_real_standard_deviations():
+    covariance = torch.tensor([[4.0, 1.0], [1.0, 1.0]]).double()
+    reward = LeaveOneOutFID(Pixels(), (torch.zeros(2), covariance))
+    images = batch(16, dim=2)
+    features = images.flatten(1).double() / torch.tensor([2.0, 1.0]).double()
+    unit = torch.tensor([[1.0, 0.5], [0.5, 1.0]]).double()
+    expected = loo_fid_from_features(
+        features, (torch.zeros(2), torch.zeros(2, 2)), (torch.zeros(2), unit), 0.0
+    )
+    torch.testing.assert_close(reward(images, None), (16 / 2 * expected).float())
+
+
+def test_loo_batch_forgets_the_batches_before():
+    reward, ema, images = pixel_reward(mode="loo_batch"), pixel_reward(), batch(8, seed=1)
+    for other in (reward, ema):
+        other(batch(8, shift=3.0), None)
+    paid = reward(images, None)
+    torch.testing.assert_close(paid, pixel_reward()(images, None))
+    assert not torch.allclose(paid, ema(images, None))
+    with pytest.raises(ValueError, match="'loo_batch' needs at least 2 images at once, got 1"):
+        reward(images[:1], None)
+
+
+def test_ema_scalar_pays_all_what_the_batch_did():
+    reward, new = pixel_reward(mode="ema_scalar", half_life=8.0), batch(4, seed=1)
+    assert reward(batch(8, shift=1.0), None).tolist() == [0.0] * 8  # there is nothing to compare with
+    old = (reward.first.clone(), reward.second.clone())
+    paid = reward(new, None)
+    reference = (torch.zeros(4), torch.ones(4))
+    beta = 0.5**0.5 * 0.5 / (0.5**0.5 * 0.5 + 1 - 0.5**0.5)
+    change = distance(*old, reference) - distance(reward.first, reward.second, reference)
+    assert change > 0
+    assert paid.tolist() == pytest.approx([change / (2 * (1 - beta))] * 4, rel=1e-5)
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="mode must be one of ema, loo_batch, ema_scalar, got 'loo'"):
+        pixel_reward(mode="loo")

@@ -1,3 +1,4 @@
+import importlib
 import sys
 
 import gymnasium as gym
@@ -8,12 +9,21 @@ import torch
 from genenv.rewards import REWARDS, make_reward
 from genenv.rewards.adversarial import AdversarialReward
 from genenv.rewards.classifier import ClassifierReward
+from genenv.rewards.clip import PromptScore
+from genenv.rewards.fid import FIDReward
 from genenv.rewards.loo_fid import LeaveOneOutFID
 from genenv.wrappers import TerminalReward
 from genenv.wrappers.vector import TerminalReward as VectorTerminalReward
 
 ENV_ID = "AdaGen/MaskGIT-v0"
-TYPES = {"adversarial": AdversarialReward, "classifier": ClassifierReward, "loo_fid": LeaveOneOutFID}
+TYPES = {
+    "adversarial": AdversarialReward,
+    "classifier": ClassifierReward,
+    "clip": PromptScore,
+    "fid": FIDReward,
+    "hpsv2": PromptScore,
+    "loo_fid": LeaveOneOutFID,
+}
 WEIGHTS = {"loo_fid": 0.5, "classifier": 2.0}
 
 
@@ -22,7 +32,7 @@ def brightness(backbone, device):
     return lambda images, context: images.mean((1, 2, 3))
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", TYPES)
 def test_a_name_makes_its_reward(name):
     mixture = make_reward(name, "digits", "cpu")
     assert type(mixture.rewards[name]) is TYPES[name]
@@ -49,6 +59,25 @@ def test_a_mapping_weighs_its_rewards():
     torch.testing.assert_close(total, 0.5 * parts["loo_fid"] + 2 * parts["classifier"])
 
 
+def test_a_mapping_may_standardise_its_rewards():
+    mixture = make_reward({"classifier": 3.0, "normalise": True}, "digits", "cpu")
+    total = mixture(torch.rand(4, 1, 8, 8), torch.tensor([1, 1, 2, 2])).view(2, 2)
+    torch.testing.assert_close(total.sum(1), torch.zeros(2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(total.abs(), torch.full((2, 2), 3.0), rtol=0.1, atol=0)
+
+
+def test_a_reward_of_ones_own_replaces_that_of_the_same_name():
+    own = ClassifierReward(torch.nn.Identity())
+    mixture = make_reward({"adversarial": 1.0, "fid": 1.0}, "digits", "cpu", own={"adversarial": lambda: own})
+    assert mixture.rewards["adversarial"] is own
+
+
+def test_every_name_stands_for_a_factory():
+    for path in REWARDS.values():
+        module, _, name = path.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+
+
 def test_a_path_names_a_factory(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_rewards", sys.modules[__name__])
     images = torch.rand(4, 1, 8, 8)
@@ -59,8 +88,13 @@ def test_a_path_names_a_factory(monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("clip", "reward must be one of none, default, adversarial, .* or 'module:factory', got 'clip'"),
-        ({"loo_fid": 1.0, "clip": 1.0}, "reward must be one of .*, got 'clip'"),
+        ("dino", "reward must be one of none, default, adversarial, .* or 'module:factory', got 'dino'"),
+        ({"loo_fid": 1.0, "dino": 1.0}, "reward must be one of .*, got 'dino'"),
+        ({"loo_fid": True}, "the weight of reward 'loo_fid' must be a number, got True"),
+        ({"loo_fid": 1.0, "normalise": 1}, "normalise must be True or False, got 1"),
+        ({"normalise": True}, "reward must name at least one reward"),
+        ("pickscore", "reward 'pickscore' has no network for digits"),
+        ("hpsv2.0", "reward 'hpsv2.0' has no network for digits"),
         ({}, "reward must name at least one reward, got {}; use reward='none'"),
     ],
 )

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from genenv.protocols import StatefulReward
-from genenv.rewards.mixture import Mixture, as_mixture
+from genenv.rewards.mixture import Mixture, as_mixture, standardise_groups
 
 IMAGES, CONTEXT = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 4])
 
@@ -104,3 +104,22 @@ def test_a_lone_reward_becomes_the_only_component(reward, name):
 def test_a_mixture_stays_itself():
     mixture = Mixture({"bright": brightness})
     assert as_mixture(mixture) is mixture
+
+
+def test_normalised_components_are_standardised_among_the_images_of_a_context():
+    value, context = torch.tensor([1.0, 10.0, 3.0, 30.0, 7.0]), torch.tensor([0, 1, 0, 1, 2])
+    mixture = Mixture({"a": lambda images, labels: value}, {"a": 2.0}, normalise=True)
+    total, parts = mixture.judge(torch.zeros(5, 1, 8, 8), context)
+    assert total.tolist() == pytest.approx([-2.0, -2.0, 2.0, 2.0, 0.0], rel=1e-3)
+    assert torch.equal(parts["a"], value)
+
+
+def test_groups_are_those_of_vector_contexts_too():
+    context = torch.tensor([[0.0, 1.0], [0.5, 0.5], [0.0, 1.0]])
+    found = standardise_groups(torch.tensor([1.0, 2.0, 3.0]), context)
+    assert found.tolist() == pytest.approx([-1.0, 0.0, 1.0], rel=1e-3)
+
+
+def test_a_lone_image_has_nothing_to_be_normalised_with():
+    with pytest.raises(ValueError, match=r"normalised rewards compare images, got 1; use gym.make_vec"):
+        Mixture({"bright": brightness}, normalise=True)(IMAGES[:1], CONTEXT[:1])
