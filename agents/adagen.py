@@ -36,16 +36,18 @@ import genenv
 from agents.checkpointing import MetricsLog, load_checkpoint, save_checkpoint
 from agents.command_line import plain_errors
 from agents.losses import gaussian_log_prob, ppo_policy_loss, standardise
-from genenv.checkpoints import read_state_dict, torch_device, write_text
+from genenv.checkpoints import is_released, read_state_dict, torch_device, write_text
 from genenv.data import real_like
 from genenv.envs import diffusion, flow, maskgit, var
 from genenv.evaluation import Evaluation, Evaluator, held_out_seed
-from genenv.models.digits_discriminator import DigitsDiscriminator
+from genenv.guard import verdict
 from genenv.models.policy import PolicyBackbone, released_network
 from genenv.protocols import Observation
 from genenv.releases import RELEASES
-from genenv.rewards.adversarial import AdversarialReward
+from genenv.rewards import make_reward
+from genenv.rewards.adversarial import AdversarialReward, discriminator
 from genenv.rewards.classifier import make as make_classifier_reward
+from genenv.rewards.mixture import Mixture
 from genenv.rollout import run_episode, static_actor, unwrapped
 from genenv.schedules import ScheduleParam
 from genenv.viz.plots import save_curves, save_samples, save_schedule
@@ -81,6 +83,9 @@ class Config:
     """Generation steps of each image."""
     smoothing: float = 0.0
     """Decay of the moving average over actions; the paper smooths where T > 10."""
+    reward: str = "adversarial"
+    """What the policy maximises: a reward's name, or JSON such as '{"hpsv2": 1.0, "loo_fid": 2.0}' for a mixture.
+    "adversarial" is a discriminator that learns in turn; every other reward stays as it is."""
     seed: int = 0
     """Decides the networks' first weights, the exploration, and which images are generated."""
     device: str = "cpu"
@@ -234,22 +239,26 @@ class Trainer:
             **config.env_kwargs,
         )
         self.device = unwrapped(self.env).device
+        self.generator = torch.Generator().manual_seed(config.seed)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.policy = make_network(self.env, config.hidden_dim, len(unwrapped(self.env).sampler.params))
             self.critic = make_network(self.env, config.hidden_dim, 1)
-            discriminator = DigitsDiscriminator().to(self.device)
-        self.reward = AdversarialReward(discriminator)
+            self.reward = _make_reward(config, self.env, self.generator)
+        self.adversary = self.reward.rewards.get("adversarial")
         self.diversity: PolicyBackbone | None = None
         if config.diversity_run is not None:
             self.diversity = _diversity_policy(config)
             self.fidelity_reward = make_classifier_reward(config.backbone, str(self.device))
         parameters = [*self.policy.parameters(), *self.critic.parameters()]
         self.optimiser = torch.optim.Adam(parameters, lr=value_at(config.learning_rate, 0))
-        self.discriminator_optimiser = torch.optim.Adam(
-            discriminator.parameters(), lr=config.discriminator_learning_rate, betas=(0.5, 0.999)
-        )
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.discriminator_optimiser: torch.optim.Optimizer | None = None
+        if isinstance(self.adversary, AdversarialReward):
+            self.discriminator_optimiser = torch.optim.Adam(
+                self.adversary.discriminator.parameters(),
+                lr=config.discriminator_learning_rate,
+                betas=(0.5, 0.999),
+            )
         self.iteration = 0
         self.batches = 0
         self.seconds = 0.0
@@ -261,13 +270,14 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """Runs one iteration: rollout, policy updates, discriminator updates."""
         config, started = self.config, time.perf_counter()
-        if self.iteration == 0 and config.discriminator_warmup:
+        discriminator_steps = config.discriminator_steps if self.adversary is not None else 0
+        if self.iteration == 0 and config.discriminator_warmup and self.adversary is not None:
             images, context = self._fresh_images()
             for _ in range(config.discriminator_warmup):
                 self._update_discriminator(images, context)
-        observations, actions, images, context, reward = self._rollout()
+        observations, actions, images, context, reward, parts = self._rollout()
         losses = self._update_policy(observations, actions, reward)
-        for _ in range(config.discriminator_steps):
+        for _ in range(discriminator_steps):
             if config.fresh_fakes:
                 images, context = self._fresh_images()
             losses["discriminator_loss"] = self._update_discriminator(images, context)
@@ -277,6 +287,7 @@ class Trainer:
             "iteration": self.iteration,
             "images": self.batches * config.num_envs,
             "reward": reward.mean().item(),
+            **{f"reward/{name}": value.mean().item() for name, value in parts.items()},
             "action_std": value_at(config.action_std, self.iteration - 1),
             **losses,
         }
@@ -313,14 +324,14 @@ class Trainer:
 
         return act, own
 
-    def _rollout(self) -> tuple[Observation, Tensor, Tensor, Tensor, Tensor]:
+    def _rollout(self) -> tuple[Observation, Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         blend = self._blend()
         act, own = self._behaviour(blend)
         episode = run_episode(self.env, act, self._next_seed())
-        reward = self.reward(episode.images, episode.context)
+        reward, parts = self.reward.judge(episode.images, episode.context)
         if blend is not None:
             reward = torch.lerp(reward, self.fidelity_reward(episode.images, episode.context), blend)
-        return episode.observations, torch.stack(own), episode.images, episode.context, reward
+        return episode.observations, torch.stack(own), episode.images, episode.context, reward, parts
 
     def _update_policy(self, observations: Observation, actions: Tensor, reward: Tensor) -> dict[str, float]:
         """PPO with the terminal reward as the return of every step: no discount, no GAE."""
@@ -347,10 +358,12 @@ class Trainer:
         return {"policy_loss": policy_loss.item(), "value_loss": value_loss.item()}
 
     def _update_discriminator(self, images: Tensor, context: Tensor) -> float:
+        assert isinstance(self.adversary, AdversarialReward)
+        assert self.discriminator_optimiser is not None
         choice = torch.randperm(len(images), generator=self.generator)[: self.config.discriminator_batch]
         choice = choice.to(images.device)
         fake, labels = images[choice], context[choice]
-        loss = self.reward.loss(fake, real_like(labels, self.generator), labels)
+        loss = self.adversary.loss(fake, real_like(labels, self.generator), labels)
         self.discriminator_optimiser.zero_grad()
         loss.backward()
         self.discriminator_optimiser.step()
@@ -367,7 +380,9 @@ class Trainer:
             "diversity": None if self.diversity is None else self.diversity.state_dict(),
             "reward": self.reward.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "discriminator_optimiser": self.discriminator_optimiser.state_dict(),
+            "discriminator_optimiser": None
+            if self.discriminator_optimiser is None
+            else self.discriminator_optimiser.state_dict(),
             "generator": self.generator.get_state(),
         }
 
@@ -381,7 +396,8 @@ class Trainer:
             self.diversity.load_state_dict(state["diversity"])
         self.reward.load_state_dict(state["reward"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
+        if self.discriminator_optimiser is not None:
+            self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
         self.generator.set_state(state["generator"])
 
 
@@ -396,6 +412,32 @@ def make_network(env: gym.vector.VectorEnv, hidden_dim: int, num_outputs: int) -
         head_dims=(hidden_dim // 4, 2 * hidden_dim, hidden_dim),
         num_classes=unwrapped(env).sampler.num_classes,
     ).to(unwrapped(env).device)
+
+
+def _make_reward(config: Config, env: gym.vector.VectorEnv, generator: torch.Generator) -> Mixture:
+    """Returns what the policy maximises; its "adversarial" is a new discriminator."""
+
+    def adversarial() -> AdversarialReward:
+        if is_released(config.backbone):
+            raise ValueError(
+                "a discriminator learns from real images, which agents.adagen has of the digits only, "
+                f"got backbone {config.backbone!r}: use another reward"
+            )
+        network = discriminator(config.backbone, unwrapped(env).sampler.num_classes, generator)
+        return AdversarialReward(network.to(unwrapped(env).device))
+
+    spec: Any = config.reward
+    if spec.lstrip().startswith("{"):
+        try:
+            spec = json.loads(spec)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"reward must be a name or a JSON object, got {config.reward}: {error}"
+            ) from None
+    reward = make_reward(spec, config.backbone, config.device, own={"adversarial": adversarial})
+    if reward is None:
+        raise ValueError(f"reward must name a reward to learn from, got {config.reward!r}")
+    return reward
 
 
 def _diversity_policy(config: Config) -> PolicyBackbone:
@@ -480,7 +522,7 @@ def _finish(
 ) -> RunResult:
     """Writes the pictures, the summary and the report."""
     config = trainer.config
-    verdict = _verdict(trainer.reward, handcrafted, learned)
+    line = verdict(trainer.reward, handcrafted, learned)
     columns = 40
     save_samples(
         out / "samples.png",
@@ -499,7 +541,7 @@ def _finish(
         "env_id": config.env_id,
         "seed": config.seed,
         "seconds": round(trainer.seconds, 1),
-        "verdict": verdict,
+        "verdict": line,
         "rows": rows,
         "agent": "adagen",
         "command": command(config, out),
@@ -507,7 +549,7 @@ def _finish(
     }
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_report(out, f"AdaGen on {config.env_id}")
-    return RunResult(out, handcrafted, learned, verdict)
+    return RunResult(out, handcrafted, learned, line)
 
 
 def command(config: Config, out: Path) -> str:
@@ -527,21 +569,6 @@ def command(config: Config, out: Path) -> str:
     return shlex.join([*words, "--out", str(out)])
 
 
-def _verdict(reward: AdversarialReward, before: Evaluation, after: Evaluation) -> str:
-    """Returns reward and held-out metrics before and after, with a warning where they part."""
-    rewards = [reward(e.episode.images, e.episode.context).mean().item() for e in (before, after)]
-    fid, recall, accuracy = (
-        [e.metrics[name] for e in (before, after)] for name in ("fid", "recall", "accuracy")
-    )
-    sentence = (
-        f"reward {rewards[0]:.3f} -> {rewards[1]:.3f}, held-out FID {fid[0]:.2f} -> {fid[1]:.2f}, "
-        f"recall {recall[0]:.3f} -> {recall[1]:.3f}, label accuracy {accuracy[0]:.1%} -> {accuracy[1]:.1%}"
-    )
-    if rewards[1] > rewards[0] and (fid[1] > fid[0] or recall[1] < recall[0]):
-        sentence += ". Warning: the reward rose while held-out quality or diversity fell"
-    return sentence
-
-
 def read_config(run_dir: Path) -> Config:
     """Returns the configuration of a run."""
     path = run_dir / "config.json"
@@ -555,12 +582,12 @@ def read_config(run_dir: Path) -> Config:
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The frozen networks of a run: policy and critic, the discriminator as a reward, and the policy it refines."""
+    """The frozen networks of a run: policy and critic, its reward, and the policy it refines."""
 
     config: Config
     policy: PolicyBackbone
     critic: PolicyBackbone
-    reward: AdversarialReward
+    reward: Mixture
     diversity: PolicyBackbone | None
 
 
@@ -576,13 +603,13 @@ def load_networks(run_dir: Path | str, device: str = "cpu") -> Networks:
         model.load_state_dict(state[name])
         return model.eval().requires_grad_(False)
 
-    discriminator = DigitsDiscriminator().to(unwrapped(env).device)
-    discriminator.load_state_dict(state["reward"])
+    reward = _make_reward(config, env, torch.Generator())
+    reward.load_state_dict(state["reward"])
     return Networks(
         config,
         network("policy", num_params),
         network("critic", 1),
-        AdversarialReward(discriminator.requires_grad_(False)),
+        reward,
         None if state["diversity"] is None else network("diversity", num_params),
     )
 

@@ -30,6 +30,7 @@ from agents.adagen import (
 )
 from agents.refine import refine
 from genenv.checkpoints import CheckpointError
+from genenv.rewards.mixture import Mixture
 from genenv.rollout import generate, run_episode, static_actor, unwrapped
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,8 @@ def test_ppo_learns_to_raise_the_contrast(monkeypatch):
         num_minibatches=2,
     )
     trainer = Trainer(config)
-    monkeypatch.setattr(trainer, "reward", lambda images, context: images.var((1, 2, 3)))
+    contrast_reward = Mixture({"contrast": lambda images, context: images.var((1, 2, 3))})
+    monkeypatch.setattr(trainer, "reward", contrast_reward)
 
     def contrast() -> float:
         episodes = [

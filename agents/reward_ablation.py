@@ -1,0 +1,98 @@
+"""What each reward makes of a policy: AdaGen's reward ablation, on metrics that no policy was trained for.
+
+for reward in fid hpsv2 adversarial loo_fid; do for seed in 0 1 2; do
+  python -m agents.adagen --reward $reward --seed $seed --out runs/ablation/$reward-$seed
+done; done
+python -m agents.reward_ablation --runs runs/ablation/* --out runs/ablation.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import tyro
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from agents.adagen import load_policy, read_config
+from agents.command_line import plain_errors
+from genenv.evaluation import Evaluation, Evaluator, held_out_seed
+from genenv.metrics.intervals import interval
+from genenv.rewards.clip import make_hpsv2
+from genenv.rollout import static_actor
+from genenv.viz.plots import save_samples
+
+METRICS = ("fid", "recall", "coverage", "accuracy")
+HANDCRAFTED = "hand-crafted"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Which runs to compare."""
+
+    runs: tuple[Path, ...]
+    """Run directories of `agents.adagen` on one task, several seeds for each reward."""
+    num_images: int = 2000
+    """Held-out images of each run."""
+    out: Path | None = None
+    """PNG file for samples of each reward's first run, same seeds and classes in every row."""
+
+
+def main(arguments: Arguments) -> None:
+    """Prints one row a reward: held-out metrics and the fixed scorer's value, mean and 95 % interval over the seeds."""
+    configs = {run: read_config(run) for run in arguments.runs}
+    first = next(iter(configs.values()))
+    for run, config in configs.items():
+        if (config.env_id, config.env_kwargs) != (first.env_id, first.env_kwargs):
+            raise ValueError(f"{run} is of another task than {arguments.runs[0]}: compare runs of one task")
+    evaluator = Evaluator(first.env_id, first.env_kwargs, arguments.num_images)
+    scorer = make_hpsv2(first.backbone, first.device)
+    values: dict[str, dict[str, list[float]]] = {}
+    samples: dict[str, Tensor] = {}
+
+    def add(name: str, evaluation: Evaluation) -> list[str]:
+        score = scorer(evaluation.episode.images, evaluation.episode.context).mean().item()
+        row = {metric: evaluation.metrics[metric] for metric in METRICS} | {"hpsv2": score}
+        for metric, value in row.items():
+            values.setdefault(name, {}).setdefault(metric, []).append(value)
+        samples.setdefault(name, evaluation.episode.images[:40])
+        return [str(label) for label in evaluation.episode.context[:40].tolist()]
+
+    labels = []
+    for seed in sorted({config.seed for config in configs.values()}):
+        start = held_out_seed(seed, arguments.num_images)
+        labels = add(HANDCRAFTED, evaluator(static_actor(evaluator.env), start))
+    for run, config in configs.items():
+        add(
+            _title(config.reward),
+            evaluator(load_policy(run), held_out_seed(config.seed, arguments.num_images)),
+        )
+    table = Table("reward", *METRICS, "hpsv2", "seeds", box=SIMPLE)
+    for name, columns in values.items():
+        cells = [interval(column) for column in columns.values()]
+        table.add_row(name, *cells, str(len(columns["fid"])))
+    console = Console()
+    console.width = max(console.width, 130)  # a cell that is wrapped cannot be read
+    console.print(table)
+    if arguments.out is not None:
+        save_samples(arguments.out, samples, labels)
+
+
+def _title(reward: str) -> str:
+    """Returns "hpsv2 + 2 loo_fid, normalised" for a mixture."""
+    if not reward.lstrip().startswith("{"):
+        return reward
+    weights = json.loads(reward)
+    suffix = ", normalised" if weights.pop("normalise", False) else ""
+    return (
+        " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items()) + suffix
+    )
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(tyro.cli(Arguments, description=__doc__))
