@@ -19,7 +19,7 @@ import gymnasium as gym
 import genenv
 
 if TYPE_CHECKING:
-    from genenv.evaluation import Evaluation
+    from genenv.evaluation import Evaluation, Evaluator
 
 DEFAULT_ID = "AdaGen/MaskGIT-v0"
 
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "--repetitions", type=int, default=1, help="evaluations with images of their own (default 1)"
     )
     sub.add_argument("--batch-size", type=int, default=250, help="images at once (default 250)")
-    sub.add_argument("--device", help="where the generator runs, by default where the policy was trained")
+    sub.add_argument("--device", help="where the generator and the policy run (default cpu)")
     sub.add_argument("--protocol", help="of the judge of a released generator: torch-fidelity or adagen")
     sub.add_argument(
         "--clip-score",
@@ -155,54 +155,60 @@ def _evaluate(options: argparse.Namespace) -> int:
         env_kwargs["device"] = options.device
     actor: Any = None
     if options.policy is not None:
-        if options.device is not None:
-            raise CommandError(
-                "--device is for the hand-crafted schedule: a policy runs where it was trained"
-            )
-        actor = _load(options.policy)(options.run_dir)
+        place = {} if options.device is None else {"device": options.device}
+        actor = _load(options.policy)(options.run_dir, **place)
         trained_on = getattr(actor, "env_id", env_id)
         if trained_on != env_id:
             raise CommandError(f"the policy of {options.run_dir} was trained on {trained_on}, got {env_id}")
-        env_kwargs = dict(actor.env_kwargs) | env_kwargs
+        env_kwargs = dict(getattr(actor, "env_kwargs", {})) | env_kwargs
     evaluator = Evaluator(env_id, env_kwargs, options.num_images, options.batch_size, options.protocol)
+    judges = _clip_judge(evaluator) if options.clip_score else None
     if actor is None:
         from genenv.rollout import static_actor
 
         actor = static_actor(evaluator.env)
+    runs, flops = [], 0.0
     with _progress_bar("images", options.repetitions * options.num_images) as advance:
-        runs = [
-            evaluator(
+        for k in range(options.repetitions):
+            run = evaluator(
                 actor,
                 held_out_seed(k, options.num_images),
                 intervals=options.repetitions == 1,
                 progress=advance,
             )
-            for k in range(options.repetitions)
-        ]
-    if options.clip_score:
-        runs = _with_clip_score(runs, evaluator.backbone, str(env_kwargs.get("device", "cpu")))
-    found, flops = pool(runs), evaluator.flops(runs[0])
+            flops = flops or evaluator.flops(run)
+            if judges is not None:
+                run = dataclasses.replace(run, metrics=run.metrics | {"clip_score": judges(run)})
+            runs.append(
+                dataclasses.replace(run, episode=run.episode.first(0))
+            )  # the images are not needed again
+    found = pool(runs)
     _print_evaluation(found, flops)
     if options.json:
-        record = {"env_id": env_id, "env_kwargs": env_kwargs} | found.record() | {"flops": flops}
-        record["runs"] = [run.metrics for run in runs]
+        record = {
+            "env_id": env_id,
+            "env_kwargs": {"backbone": evaluator.backbone} | env_kwargs,
+            "policy": options.policy,
+            "run": options.run_dir and str(options.run_dir),
+            "genenv": genenv.__version__,
+            **found.record(),
+            "flops": flops,
+            "runs": [run.metrics for run in runs],
+        }
         write_text(options.json, json.dumps(record, indent=2) + "\n")
     return 0
 
 
-def _with_clip_score(runs: Sequence[Evaluation], backbone: str, device: str) -> list[Evaluation]:
-    import dataclasses
-
+def _clip_judge(evaluator: Evaluator) -> Callable[[Evaluation], float]:
+    """Returns what gives the CLIP score of an evaluation's kept images; loads CLIP before anything is generated."""
     from genenv.metrics.clip_score import clip_score
     from genenv.prompts import prompts
     from genenv.rewards.clip import make_clip
+    from genenv.rollout import unwrapped
 
-    encoder, texts = make_clip(backbone, device).encoder, prompts(backbone)
-    scores = [clip_score(encoder, texts, run.episode.images, run.episode.context) for run in runs]
-    return [
-        dataclasses.replace(run, metrics=run.metrics | {"clip_score": score})
-        for run, score in zip(runs, scores, strict=True)
-    ]
+    encoder = make_clip(evaluator.backbone, str(unwrapped(evaluator.env).device)).encoder
+    texts = prompts(evaluator.backbone)
+    return lambda run: clip_score(encoder, texts, run.episode.images, run.episode.context)
 
 
 def _print_evaluation(found: Evaluation, flops: float) -> None:

@@ -129,6 +129,7 @@ class Evaluator:
         self.backbone: str = kwargs["backbone"]
         device = torch_device(str(kwargs.get("device", "cpu")))
         self.judge = Judge(self.backbone, protocol, device)  # first: released generators are slow to load
+        Measurement(self.judge.extractor, num_images)  # too few are refused before anything is generated
         self.env = gym.make_vec(env_id, num_envs=min(batch_size, num_images), **kwargs)
 
     def __call__(
@@ -179,11 +180,9 @@ class Evaluator:
 
     def flops(self, evaluation: Evaluation) -> float:
         """Returns the floating point operations an image, of the generator alone: see `genenv.metrics.cost`."""
-        episode, first = evaluation.episode, evaluation.seeds[0]
-        context = episode.context[:COUNTED_IMAGES]
-        seeds = torch.arange(first, first + len(context), device=context.device)
-        schedule = {name: values[:, :COUNTED_IMAGES] for name, values in episode.schedule.items()}
-        return flops_per_image(unwrapped(self.env).sampler, schedule, context, seeds)
+        episode, first = evaluation.episode.first(COUNTED_IMAGES), evaluation.seeds[0]
+        seeds = torch.arange(first, first + len(episode.context), device=episode.context.device)
+        return flops_per_image(unwrapped(self.env).sampler, episode.schedule, episode.context, seeds)
 
 
 def evaluate(

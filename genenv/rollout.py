@@ -14,6 +14,9 @@ from genenv.protocols import Actor, Observation
 from genenv.schedules import ScheduleParam
 from genenv.vector_env import GenVectorEnv
 
+PER_DECISION = ("observations", "actions", "schedule")
+"""Fields of an episode whose first axis is the decision; the images' axis is the second there."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
@@ -37,19 +40,29 @@ class Episode:
     context: Tensor
     diagnostics: dict[str, Tensor]
 
+    def first(self, number: int) -> Episode:
+        """Returns the episode of the first images alone."""
+
+        def cut(name: str) -> Any:
+            value = getattr(self, name)
+            rows = (slice(None), slice(number)) if name in PER_DECISION else slice(number)
+            return {k: v[rows] for k, v in value.items()} if isinstance(value, dict) else value[rows]
+
+        return Episode(**{f.name: cut(f.name) for f in dataclasses.fields(self)})
+
     @staticmethod
     def concatenate(episodes: list[Episode]) -> Episode:
         """Returns episodes of the same environment as one of all their images."""
         first = episodes[0]
 
-        def join(name: str, axis: int) -> Any:
+        def join(name: str) -> Any:
+            axis = int(name in PER_DECISION)
             values = [getattr(e, name) for e in episodes]
             if isinstance(values[0], dict):
                 return {k: torch.cat([v[k] for v in values], axis) for k in values[0]}
             return torch.cat(values, axis)
 
-        axes = {"observations": 1, "actions": 1, "schedule": 1}
-        return Episode(**{f.name: join(f.name, axes.get(f.name, 0)) for f in dataclasses.fields(first)})
+        return Episode(**{f.name: join(f.name) for f in dataclasses.fields(first)})
 
 
 def static_actor(env: VectorEnv) -> Actor:

@@ -84,6 +84,8 @@ def test_evaluate_says_where_its_numbers_come_from(capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(path.read_text())
     assert found["env_id"] == "AdaGen/LlamaGen-v0"
+    assert found["env_kwargs"] == {"backbone": "digits", "device": "cpu"}
+    assert (found["policy"], found["run"], found["genenv"]) == (None, None, genenv.__version__)
     assert found["intervals"].keys() == {"fid", "inception_score", "accuracy"}
     assert found["flops"] > 1e6
     rows = dict(line.split(maxsplit=1) for line in lines if line)
@@ -250,10 +252,9 @@ def test_report_calls_the_writer(monkeypatch, tmp_path):
         ),
         ("evaluate --repetitions 0", "--repetitions must be at least 1, got 0"),
         ("evaluate --batch-size 0", "--batch-size must be at least 1, got 0"),
-        ("evaluate --num-images 0", "must be at least 1, got 0"),
+        ("evaluate --num-images 0", "more images than the 64 feature dimensions, got 0"),
         ("evaluate --num-images 64", "more images than the 64 feature dimensions, got 64"),
         ("evaluate --device cuda:99", "device 'cuda:99' cannot be used here"),
-        ("evaluate --device cpu --policy a:b --run .", "--device is for the hand-crafted schedule"),
         ("evaluate --protocol adagen", "protocol must be one of digits for backbone 'digits', got 'adagen'"),
         ("evaluate --policy json:loads", "--policy and --run belong together"),
         ("evaluate --run runs/x", "--policy and --run belong together"),

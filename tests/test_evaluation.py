@@ -125,9 +125,17 @@ def test_repetitions_share_no_seed_with_each_other_or_with_training(num_images):
 
 @pytest.mark.parametrize("env_id", ["AdaGen/MaskGIT-v0", "genenv:AdaGen/MaskGIT-v0"])
 def test_an_id_may_name_its_module(env_id):
-    evaluator = Evaluator(env_id, num_images=2)
+    evaluator = Evaluator(env_id, num_images=100)
     assert evaluator.env.spec.id == "AdaGen/MaskGIT-v0"
     assert evaluator.backbone == "digits"
+
+
+def test_too_few_images_are_refused_before_a_generator_is_loaded(monkeypatch):
+    monkeypatch.setattr("gymnasium.make_vec", lambda *args, **kwargs: pytest.fail("loaded"))
+    with pytest.raises(
+        ValueError, match="more images than the 64 feature dimensions, got 64: raise the number"
+    ):
+        Evaluator("AdaGen/MaskGIT-v0", num_images=64)
 
 
 @pytest.mark.parametrize("env_id", ["Nope", "other:AdaGen/MaskGIT-v0"])

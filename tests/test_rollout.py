@@ -80,3 +80,11 @@ def test_the_static_actor_plays_zeros():
 def test_the_environment_inside_wrappers_is_found():
     env = make(reward="loo_fid", smoothing=0.5)
     assert unwrapped(env) is env.env.env
+
+
+def test_the_first_images_of_an_episode_are_an_episode():
+    whole = run_episode(make(), by_context, seed=0)
+    part, few = whole.first(2), run_episode(make(2), by_context, seed=0)
+    assert torch.equal(part.images, whole.images[:2])
+    for field in dataclasses.fields(Episode):
+        torch.testing.assert_close(getattr(part, field.name), getattr(few, field.name))

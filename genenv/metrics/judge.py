@@ -139,7 +139,8 @@ class Measurement:
         dim = len(extractor.reference.mean)
         if num_images <= dim:
             raise ValueError(
-                f"the metrics need more images than the {dim} feature dimensions, got {num_images}"
+                f"the metrics need more images than the {dim} feature dimensions, got {num_images}: "
+                "raise the number of images"
             )
         self.extractor, self.num_images, self.dim = extractor, num_images, dim
         self.moments = Moments(dim, extractor.dtype, extractor.device)
@@ -170,7 +171,10 @@ class Measurement:
             self.labels.append(labels[:room].clone())
 
     def metrics(self) -> dict[str, float]:
-        """Returns fid, kid, precision, recall, density, coverage, inception_score and accuracy of all images."""
+        """Returns fid, kid, precision, recall, density, coverage, inception_score and accuracy of the images.
+
+        KID, precision, recall, density and coverage are those of the first `KEPT_FEATURES`.
+        """
         found = {"fid": fid(self.moments, self.extractor.reference)}
         generated, real = torch.cat(self.features), self.extractor.real
         if real is not None:
