@@ -64,13 +64,13 @@ class CLIP(nn.Module):
         """Returns the normalised pixels (N, 3, S, S) that the network sees."""
         if images.shape[1] not in (1, 3):
             raise ValueError(f"images must have 1 or 3 channels, got shape {tuple(images.shape)}")
-        height, width = images.shape[-2:]
-        scale = self.image_size / min(height, width)
-        if scale != 1:
-            size = [max(self.image_size, int(side * scale)) for side in (height, width)]
-            images = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
-            top, left = ((side - self.image_size) // 2 for side in size)
-            images = images[..., top : top + self.image_size, left : left + self.image_size]
+        images, side = images.float().clamp(0, 1), self.image_size
+        shorter = min(images.shape[-2:])
+        if shorter != side:
+            size = [side * length // shorter for length in images.shape[-2:]]
+            images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = ((length - side) // 2 for length in images.shape[-2:])
+        images = images[..., top : top + side, left : left + side]
         return (images.expand(-1, 3, -1, -1) - self.mean) / self.std
 
     def _image_chunk(self, images: Tensor) -> Tensor:

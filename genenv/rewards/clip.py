@@ -114,7 +114,7 @@ def load_clip(
         ImportError: without transformers.
     """
     try:
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import CLIPModel, CLIPTokenizer
     except ImportError:
         raise ImportError("CLIP scorers need transformers: pip install 'genenv[scorers]'") from None
     folder = Path(folder)
@@ -130,7 +130,7 @@ def load_clip(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
         network, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(processor, local_files_only=True)
         mean, std = _normalisation(processor)
     except Exception as error:  # transformers, tokenizers and safetensors have an error type each
         reason = " ".join(str(error).split())[:300]

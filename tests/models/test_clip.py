@@ -114,7 +114,7 @@ def test_a_network_in_bfloat16_stays_close(of_open_clip):
     assert F.cosine_similarity(found, expected).min() > 0.99
 
 
-@pytest.mark.parametrize(("height", "width"), [(12, 12), (8, 8), (30, 30), (24, 37), (50, 20)])
+@pytest.mark.parametrize(("height", "width"), [(12, 12), (8, 8), (30, 30), (24, 37), (50, 20), (SIZE, 20)])
 def test_preprocessing_is_that_of_transformers(of_transformers, height, width):
     processor = transformers.CLIPImageProcessor(
         size={"shortest_edge": SIZE},
