@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from numbers import Real
 
-from genenv.checkpoints import is_released
+from genenv.checkpoints import is_released, torch_device
 from genenv.protocols import Reward
 from genenv.rewards.mixture import Mixture
 
@@ -49,6 +49,7 @@ def make_reward(
             "reward must be a name, 'module:factory' or a mapping such as {'loo_fid': 1.0}, "
             f"got {spec!r}; use reward='none' for no reward"
         )
+    device = str(torch_device(device))
     if spec == "default":
         spec = "none" if is_released(backbone) else DEFAULT
     if spec == "none":
@@ -75,9 +76,13 @@ def _make(name: str, backbone: str, device: str) -> Reward:
             f"reward must be one of none, default, {', '.join(REWARDS)} or 'module:factory', got {name!r}"
         )
     try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        factory: Callable[[str, str], Reward] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(
             f"reward {name!r} cannot be loaded: {error}; 'module:factory' must name a function of a module"
         ) from error
+    if not callable(factory):
+        raise ValueError(
+            f"reward {name!r} must name a function (backbone, device) -> reward, got {factory!r}"
+        )
     return factory(backbone, device)

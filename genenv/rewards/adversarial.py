@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -10,13 +11,18 @@ from torch import Tensor, nn
 
 from genenv.checkpoints import RANDOM, backbone_folder, is_released, load_generator, load_release
 from genenv.models.digits_discriminator import DigitsDiscriminator
-from genenv.models.projected_discriminator import ClassMapping, ProjectedDiscriminator, dino_vit_s_16
+from genenv.models.projected_discriminator import (
+    VIRTUAL_BATCH,
+    ClassMapping,
+    ProjectedDiscriminator,
+    dino_vit_s_16,
+)
 from genenv.protocols import Context
 
 Objective: TypeAlias = Literal["bce", "hinge"]
 
 CHUNK = 256
-"""Images that are judged at a time, a multiple of the projected discriminator's virtual batch."""
+"""Images that are judged at a time, at most, a multiple of the projected discriminator's virtual batch."""
 
 
 def adversarial_loss(fake: Tensor, real: Tensor, objective: Objective = "bce") -> Tensor:
@@ -59,7 +65,9 @@ class AdversarialReward:
     def __call__(self, images: Tensor, context: Context) -> Tensor:
         """Returns (N,) in (0, 1)."""
         self.discriminator.eval()
-        chunks = zip(images.split(CHUNK), context.split(CHUNK), strict=True)
+        # Chunks of about equal size, so that none holds a few images alone.
+        size = VIRTUAL_BATCH * math.ceil(len(images) / (VIRTUAL_BATCH * math.ceil(len(images) / CHUNK)))
+        chunks = zip(images.split(size), context.split(size), strict=True)
         return torch.cat([self.discriminator(*chunk).mean(1).sigmoid() for chunk in chunks])
 
     def loss(self, fake: Tensor, real: Tensor, context: Context) -> Tensor:

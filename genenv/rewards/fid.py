@@ -24,6 +24,7 @@ class FIDReward:
     """
 
     name = "fid"
+    min_images = 2
 
     def __init__(self, extractor: Extractor, reference: tuple[Tensor, Tensor], group_size: int = 32):
         if group_size < 2:

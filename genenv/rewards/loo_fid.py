@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genenv.distributed import sum_over_ranks
+from genenv.distributed import num_ranks, sum_over_ranks
 from genenv.metrics.frechet import symmetric_root
 from genenv.protocols import Context
 from genenv.rewards.features import Extractor, reward_features
@@ -30,7 +30,15 @@ def loo_fid_from_features(features: Tensor, ema: Moments, reference: Moments, be
         ema: moving averages of the first and second moments, (D,) and (D,) or (D, D), before this batch.
         reference: mean (D,) and standard deviation (D,), or covariance (D, D), of the real features.
         beta: weight of the old average; 0 takes the batch alone.
+
+    Raises:
+        ValueError: if `ema` is diagonal and `reference` is not, or the other way round.
     """
+    if ema[1].ndim != reference[1].ndim:
+        raise ValueError(
+            "ema and reference must both be diagonal or both hold matrices, "
+            f"got {tuple(ema[1].shape)} and {tuple(reference[1].shape)}"
+        )
     features = features.double()
     sums = features.sum(0), _sum_of_squares(features, full=ema[1].ndim == 2)
     return _leave_one_out(features, len(features), sums, ema, _Distance(reference), beta)
@@ -91,49 +99,68 @@ class _Distance:
 class LeaveOneOutFID:
     """Rewards each image by its share in lowering the moving distance between generated and real images.
 
-    The moments of the generated features move with every batch, by the same amount for the same number of images: a
-    batch of N weighs 1 - beta with beta = 0.5 ** (N / half_life). The paper's beta of 0.5 is a half-life of one
-    batch. The first batch is taken as it is (the bias of an empty start is corrected), so a lone first image is
-    paid 0. The reward is `loo_fid_from_features` times N / (2 (1 - beta)), which makes it, to first order, the product
-    of an image's deviation from its batch with the batch's bias, whatever N and beta are. With several processes the
-    batch is that of all of them.
+    The moments of the generated features move with every batch. As published, old ones keep the weight `beta` (0.5);
+    by default they move by the same amount for the same number of images, beta = 0.5 ** (N / half_life). The first
+    batch is taken as it is (the bias of an empty start is corrected), so a lone first image is paid 0. The reward is
+    `loo_fid_from_features` times N / (2 (1 - beta)), which makes it, to first order, the product of an image's
+    deviation from its batch with the batch's bias, whatever N and beta are. With several processes the batch is that of
+    all of them.
 
     Args:
         extractor: gives the features (N, D) of images.
         reference: mean (D,) and standard deviation (D,), or covariance (D, D), of the real features. With a
             covariance the distance is the full one; it costs an eigenvalue problem of size D for each image.
-        half_life: images after which old moments weigh half, above 0.
+        half_life: images after which old moments weigh half, above 0; where `beta` is not given.
+        beta: weight of the old moments at each batch, in [0, 1).
+        standardise: measure in standard deviations of the real features, so that every dimension weighs the same;
+            the paper does not.
         mode: "ema"; "loo_batch" forgets earlier batches and needs two images; "ema_scalar" pays every image what the
             whole batch did to the moving distance, without the factor N.
     """
 
     name = "loo_fid"
 
-    def __init__(self, extractor: Extractor, reference: Moments, half_life: float = 256.0, mode: str = "ema"):
+    def __init__(
+        self,
+        extractor: Extractor,
+        reference: Moments,
+        half_life: float = 256.0,
+        mode: str = "ema",
+        beta: float | None = None,
+        standardise: bool = True,
+    ):
         if not half_life > 0:
             raise ValueError(f"half_life must be above 0, got {half_life}")
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-        self.extractor, self.half_life, self.mode = extractor, half_life, mode
+        if beta is not None and not 0 <= beta < 1:
+            raise ValueError(f"beta must be in [0, 1), got {beta}")
+        self.extractor, self.half_life, self.mode, self.beta = extractor, half_life, mode, beta
         self.mean, spread = reference
         self.full = spread.ndim == 2
-        self.std = spread.diagonal().sqrt() if self.full else spread
-        unit = spread / self.std[:, None] / self.std if self.full else torch.ones_like(spread)
+        self.std = torch.ones_like(self.mean)
+        if standardise:
+            self.std = spread.diagonal().sqrt() if self.full else spread
+        unit = spread / self.std[:, None] / self.std if self.full else spread / self.std
         self.distance = _Distance((torch.zeros_like(self.mean), unit))
         self.reset()
 
     @torch.no_grad()
     def __call__(self, images: Tensor, context: Context) -> Tensor:
-        """Returns (N,) and moves the moments by this batch. Features are standardised, so a unit is a real std.
+        """Returns (N,) and moves the moments by this batch.
 
         Raises:
             ValueError: in the mode "loo_batch" for a lone image.
         """
         features = ((self.extractor.features(images) - self.mean) / self.std).double()
         local = features.sum(0), _sum_of_squares(features, self.full)
-        n = round(sum_over_ranks(features.new_tensor(float(len(features)))).item())
+        n = len(features)
+        if num_ranks() > 1:
+            n = round(sum_over_ranks(features.new_tensor(float(n))).item())
         sums = sum_over_ranks(local[0]), sum_over_ranks(local[1])
-        decay = 0.0 if self.mode == "loo_batch" else 0.5 ** (n / self.half_life)
+        decay = 0.5 ** (n / self.half_life) if self.beta is None else self.beta
+        if self.mode == "loo_batch":
+            decay = 0.0
         # A debiased average is a plain one whose old part weighs as much as the images seen before.
         seen = decay * self.seen
         beta = seen / (seen + 1 - decay)

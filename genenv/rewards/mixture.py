@@ -38,24 +38,34 @@ class Mixture:
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of reward {name!r} must be finite, got {weight}")
 
+    def check_number(self, num_images: int) -> None:
+        """Raises a ValueError where so few images at once cannot be judged."""
+        needed = {name: getattr(reward, "min_images", 1) for name, reward in self.rewards.items()}
+        needed |= {"normalise": 2} if self.normalise else {}
+        for name, number in needed.items():
+            if num_images < number:
+                raise ValueError(
+                    f"reward {name!r} compares at least {number} images with each other, got {num_images}: "
+                    "use gym.make_vec with more of them"
+                )
+
     def judge(self, images: Tensor, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted sum (N,) and each component (N,) as its judge gave it, float32.
 
         Raises:
-            ValueError: if a component gives anything but N finite numbers, or a lone image is to be standardised.
+            ValueError: if a component gives anything but N finite numbers, or there is nothing to standardise among.
         """
-        if self.normalise and len(images) == 1:
-            raise ValueError("normalised rewards compare images, got 1; use gym.make_vec")
         parts, total = {}, torch.zeros(len(images), device=images.device)
         for name, reward in self.rewards.items():
             value = reward(images, context)
             if value.shape != (len(images),):
                 raise ValueError(f"reward {name!r} must return ({len(images)},), got {tuple(value.shape)}")
-            if not bool(value.isfinite().all()):
-                raise ValueError(f"reward {name!r} must be finite, got {value[~value.isfinite()][0].item()}")
             parts[name] = value.float()
             scaled = standardise_groups(parts[name], context) if self.normalise else parts[name]
             total = total + self.weights[name] * scaled
+        if not bool(torch.stack([*parts.values()]).isfinite().all()):  # one wait for the device
+            name, value = next((n, v) for n, v in parts.items() if not bool(v.isfinite().all()))
+            raise ValueError(f"reward {name!r} must be finite, got {value[~value.isfinite()][0].item()}")
         return total, parts
 
     def __call__(self, images: Tensor, context: Context) -> Tensor:
@@ -74,20 +84,35 @@ class Mixture:
         return {name: reward.state_dict() for name, reward in stateful.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        for name, value in state.items():
-            reward = self.rewards[name]
-            assert isinstance(reward, StatefulReward)
-            reward.load_state_dict(value)
+        """Restores what `state_dict` returned.
+
+        Raises:
+            ValueError: if it is the state of other rewards.
+        """
+        stateful = {n: r for n, r in self.rewards.items() if isinstance(r, StatefulReward)}
+        if set(state) != set(stateful):
+            raise ValueError(
+                f"the state must be of the rewards {sorted(stateful)}, got that of {sorted(state)}"
+            )
+        for name, reward in stateful.items():
+            reward.load_state_dict(state[name])
 
 
 def standardise_groups(value: Tensor, context: Context) -> Tensor:
     """Returns (value - mean) / (std + 1e-4) among the images of each context, (N,).
 
-    That of a group of one is 0. The 1e-4 is that of arXiv 2603.23086's code.
+    That of an image alone in its context is 0. The 1e-4 is that of arXiv 2603.23086's code.
+
+    Raises:
+        ValueError: if every image is alone in its context.
     """
     _, group = context.unique(dim=0, return_inverse=True)
     count = group.bincount()
+    if len(count) == len(value):
+        raise ValueError(
+            "normalised rewards compare images of one context, and all contexts of the batch differ: "
+            "use contexts='grouped:G' or more images"
+        )
     mean = torch.zeros_like(count, dtype=value.dtype).index_add(0, group, value) / count
     deviation = value - mean[group]
     variance = torch.zeros_like(mean).index_add(0, group, deviation.square()) / count

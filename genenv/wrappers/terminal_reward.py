@@ -20,11 +20,15 @@ class TerminalReward(gym.Wrapper):
     Args:
         env: a GenEnv or wrappers around one.
         reward: judges a batch of images (1, C, H, W) of contexts (1,), on the CPU.
+
+    Raises:
+        ValueError: if the reward compares images with each other and needs more of them.
     """
 
     def __init__(self, env: gym.Env, reward: Reward):
         super().__init__(env)
         self.reward = as_mixture(reward)
+        self.reward.check_number(1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Starts an episode; with a seed, a reward that remembers earlier images forgets them."""

@@ -293,3 +293,20 @@ def test_a_released_backbone_has_no_trained_discriminator(backbone):
     )
     with pytest.raises(ValueError, match=message):
         pretrained(backbone, "cpu")
+
+
+@pytest.mark.parametrize("number", [256, 257, 2000])
+def test_images_are_judged_in_chunks_of_about_equal_size(number):
+    sizes = []
+
+    class Recorder(torch.nn.Module):
+        def forward(self, images, context):
+            sizes.append(len(images))
+            return images.flatten(1)
+
+    images = torch.rand(number, 1, 2, 2)
+    paid = AdversarialReward(Recorder())(images, torch.zeros(number))
+    torch.testing.assert_close(paid, images.mean((1, 2, 3)).sigmoid())
+    assert max(sizes) <= 256
+    assert min(sizes) > max(sizes) - 8 * len(sizes)
+    assert all(size % 8 == 0 for size in sizes[:-1])

@@ -251,3 +251,22 @@ def test_ema_scalar_pays_all_what_the_batch_did():
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="mode must be one of ema, loo_batch, ema_scalar, got 'loo'"):
         pixel_reward(mode="loo")
+
+
+def test_as_published_old_moments_keep_their_weight_and_features_stay_as_they_are():
+    reference = (torch.full((4,), 0.2), torch.full((4,), 3.0))
+    reward = LeaveOneOutFID(Pixels(), reference, beta=0.5, standardise=False)
+    reward(batch(8, shift=1.0), None)
+    moments, images = (reward.first.clone(), reward.second.clone()), batch(6, seed=1)
+    beta = 0.5 * 0.5 / (0.5 * 0.5 + 0.5)  # the first batch, halved, against the second: debiased
+    centre = torch.full((4,), 0.2)
+    expected = loo_fid_from_features(images.flatten(1) - centre, moments, (0 * centre, reference[1]), beta)
+    torch.testing.assert_close(reward(images, None), (6 / (2 * (1 - beta)) * expected).float())
+    with pytest.raises(ValueError, match=r"beta must be in \[0, 1\), got 1.0"):
+        LeaveOneOutFID(Pixels(), reference, beta=1.0)
+
+
+def test_moments_of_two_kinds_are_refused():
+    features, ema, reference = problem(4)
+    with pytest.raises(ValueError, match=r"both be diagonal or both hold matrices, got \(5,\) and \(5, 5\)"):
+        loo_fid_from_features(features, ema, (reference[0], torch.eye(5)), 0.5)

@@ -1,8 +1,10 @@
+import gymnasium as gym
 import pytest
 import torch
 
 from genenv.protocols import StatefulReward
 from genenv.rewards.mixture import Mixture, as_mixture, standardise_groups
+from genenv.wrappers import TerminalReward
 
 IMAGES, CONTEXT = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 4])
 
@@ -121,5 +123,24 @@ def test_groups_are_those_of_vector_contexts_too():
 
 
 def test_a_lone_image_has_nothing_to_be_normalised_with():
-    with pytest.raises(ValueError, match=r"normalised rewards compare images, got 1; use gym.make_vec"):
+    with pytest.raises(
+        ValueError, match="all contexts of the batch differ: use contexts='grouped:G' or more"
+    ):
         Mixture({"bright": brightness}, normalise=True)(IMAGES[:1], CONTEXT[:1])
+
+
+def test_the_state_of_other_rewards_is_refused():
+    with pytest.raises(ValueError, match=r"the state must be of the rewards \['count'\], got that of \[\]"):
+        Mixture({"bright": brightness, "count": Count()}).load_state_dict({})
+
+
+def test_an_environment_of_too_few_images_is_refused():
+    batch = Mixture({"bright": brightness}, normalise=True)
+    with pytest.raises(
+        ValueError, match="reward 'normalise' compares at least 2 images with each other, got 1"
+    ):
+        gym.make("AdaGen/MaskGIT-v0", reward={"loo_fid": 1.0, "normalise": True})
+    with pytest.raises(ValueError, match="reward 'fid' compares at least 2 images"):
+        gym.make_vec("AdaGen/MaskGIT-v0", num_envs=1, reward="fid")
+    with pytest.raises(ValueError, match="reward 'normalise' compares"):
+        TerminalReward(gym.make("AdaGen/MaskGIT-v0", reward="none"), batch)

@@ -18,11 +18,15 @@ class TerminalReward(VectorWrapper):
     Args:
         env: a GenVectorEnv or wrappers around one.
         reward: judges images (N, C, H, W) of contexts (N,), the whole batch at once.
+
+    Raises:
+        ValueError: if the reward compares images with each other and needs more of them.
     """
 
     def __init__(self, env: VectorEnv, reward: Reward):
         super().__init__(env)
         self.reward = as_mixture(reward)
+        self.reward.check_number(env.num_envs)
         inner = env.unwrapped
         assert isinstance(inner, GenVectorEnv)
         self._inner = inner
