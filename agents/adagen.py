@@ -34,7 +34,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import genenv
 from agents.checkpointing import MetricsLog, load_checkpoint, save_checkpoint
-from agents.command_line import plain_errors
+from agents.command_line import cell, plain_errors
 from agents.losses import gaussian_log_prob, ppo_policy_loss, standardise
 from genenv.checkpoints import is_released, read_state_dict, torch_device, write_text
 from genenv.data import real_like
@@ -47,7 +47,7 @@ from genenv.releases import RELEASES
 from genenv.rewards import make_reward
 from genenv.rewards.adversarial import AdversarialReward, discriminator
 from genenv.rewards.classifier import make as make_classifier_reward
-from genenv.rewards.mixture import Mixture
+from genenv.rewards.mixture import Mixture, as_mixture
 from genenv.rollout import run_episode, static_actor, unwrapped
 from genenv.schedules import ScheduleParam
 from genenv.viz.plots import save_curves, save_samples, save_schedule
@@ -434,7 +434,7 @@ def _make_reward(config: Config, env: gym.vector.VectorEnv, generator: torch.Gen
             raise ValueError(
                 f"reward must be a name or a JSON object, got {config.reward}: {error}"
             ) from None
-    reward = make_reward(spec, config.backbone, config.device, own={"adversarial": adversarial})
+    reward = make_reward(spec, config.backbone, str(unwrapped(env).device), own={"adversarial": adversarial})
     if reward is None:
         raise ValueError(f"reward must name a reward to learn from, got {config.reward!r}")
     return reward
@@ -500,7 +500,8 @@ def train(config: Config, out: Path, resume: bool = False) -> RunResult:
                 if not CONSOLE.is_terminal:  # a log file gets lines instead of the bar
                     CONSOLE.print(
                         f"iteration {trainer.iteration} of {config.num_iterations}: held-out FID "
-                        f"{held_out['fid']:.2f}, recall {held_out['recall']:.3f}, accuracy {held_out['accuracy']:.1%}",
+                        f"{held_out['fid']:.2f}, recall {cell(held_out, 'recall')}, "
+                        f"accuracy {cell(held_out, 'accuracy', '.1%')}",
                         highlight=False,
                         soft_wrap=True,
                     )
@@ -522,7 +523,9 @@ def _finish(
 ) -> RunResult:
     """Writes the pictures, the summary and the report."""
     config = trainer.config
-    line = verdict(trainer.reward, handcrafted, learned)
+    # The second policy of a fidelity run is paid by the classifier where it acts alone, as here.
+    reward = trainer.reward if trainer.diversity is None else as_mixture(trainer.fidelity_reward)
+    line = verdict(reward, handcrafted, learned)
     columns = 40
     save_samples(
         out / "samples.png",
@@ -543,6 +546,7 @@ def _finish(
         "seconds": round(trainer.seconds, 1),
         "verdict": line,
         "rows": rows,
+        "evaluations": {"hand-crafted": handcrafted.record(), "learned": learned.record()},
         "agent": "adagen",
         "command": command(config, out),
         "versions": {"genenv": genenv.__version__, "torch": torch.__version__, "gymnasium": gym.__version__},
@@ -739,7 +743,7 @@ def print_result(result: RunResult) -> None:
     columns = ("fid", "precision", "recall", "coverage", "accuracy")
     table = Table("schedule", *columns, title="held-out metrics, same seeds", box=SIMPLE)
     for name, evaluation in (("hand-crafted", result.handcrafted), ("learned", result.learned)):
-        table.add_row(name, *(f"{evaluation.metrics[column]:.3f}" for column in columns))
+        table.add_row(name, *(cell(evaluation.metrics, column) for column in columns))
     CONSOLE.print(table)
     CONSOLE.print(result.verdict, highlight=False, soft_wrap=True)
     CONSOLE.print(f"report: {result.out / 'report.html'}", highlight=False, soft_wrap=True)

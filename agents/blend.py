@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.adagen import load_policy, read_config
-from agents.command_line import plain_errors
+from agents.command_line import cell, plain_errors
 from genenv.evaluation import Evaluator, held_out_seed
 
 METRICS = ("fid", "precision", "recall", "density", "coverage", "accuracy")
@@ -40,7 +40,7 @@ def main(arguments: Arguments) -> None:
     table = Table("lambda", *METRICS, title=f"fidelity of {arguments.run}")
     for fidelity in arguments.fidelity:
         metrics = evaluator(load_policy(arguments.run, fidelity), first).metrics
-        table.add_row(f"{fidelity:g}", *(f"{metrics[name]:.3f}" for name in METRICS))
+        table.add_row(f"{fidelity:g}", *(cell(metrics, name) for name in METRICS))
     Console().print(table)
 
 

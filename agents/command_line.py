@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import gymnasium as gym
 from rich.console import Console
 from rich.markup import escape
+
+
+def cell(metrics: Mapping[str, float], name: str, form: str = ".3f") -> str:
+    """Returns a metric as text, "-" where the judge does not have it (Inception knows no labels)."""
+    return f"{metrics[name]:{form}}" if name in metrics else "-"
 
 
 @contextlib.contextmanager

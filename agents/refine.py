@@ -18,10 +18,10 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.adagen import Networks, load_networks
-from agents.command_line import plain_errors
+from agents.command_line import cell, plain_errors
 from genenv.evaluation import held_out_seed
 from genenv.metrics.judge import Judge
-from genenv.protocols import Context
+from genenv.protocols import Context, ForgetfulReward, Reward
 from genenv.rng import BatchRng
 from genenv.rollout import unwrapped
 
@@ -144,6 +144,9 @@ def main(arguments: Arguments) -> None:
     """Prints the held-out metrics of plain sampling, of each refinement that the environment allows, and of both."""
     networks = load_networks(arguments.run)
     config = networks.config
+    comparing = [name for name, reward in networks.reward.rewards.items() if not _judges_alone(reward)]
+    if comparing or networks.reward.normalise:
+        raise ValueError(f"refinement needs a reward that judges each image by itself, got {config.reward}")
     env = gym.make_vec(
         config.env_id, num_envs=arguments.batch_size, reward="none", contexts="cycle", **config.env_kwargs
     )
@@ -159,9 +162,13 @@ def main(arguments: Arguments) -> None:
         parts = [refine(env, networks, r, k, first + start) for start in starts]
         images, context = torch.cat([p.images for p in parts]), torch.cat([p.context for p in parts])
         metrics = judge.measure(images[: arguments.num_images], context[: arguments.num_images])
-        values = [f"{metrics[name]:.3f}" for name in ("fid", "precision", "recall", "accuracy")]
+        values = [cell(metrics, name) for name in ("fid", "precision", "recall", "accuracy")]
         table.add_row(f"{r} x, {k} candidates", *values, f"{parts[0].nfe:.0f}")
     Console().print(table)
+
+
+def _judges_alone(reward: Reward) -> bool:
+    return not isinstance(reward, ForgetfulReward) and getattr(reward, "min_images", 1) == 1
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import tyro
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from agents.adagen import load_policy, read_config
 from agents.command_line import plain_errors
+from genenv.checkpoints import torch_device
 from genenv.evaluation import Evaluation, Evaluator, held_out_seed
 from genenv.metrics.intervals import interval
 from genenv.rewards.clip import make_hpsv2
@@ -45,18 +47,19 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Prints one row a reward: held-out metrics and the fixed scorer's value, mean and 95 % interval over the seeds."""
     configs = {run: read_config(run) for run in arguments.runs}
+    configs = dict(sorted(configs.items(), key=lambda item: item[1].seed))  # samples are of the first seed
     first = next(iter(configs.values()))
     for run, config in configs.items():
-        if (config.env_id, config.env_kwargs) != (first.env_id, first.env_kwargs):
+        if config.env_id != first.env_id or config.env_kwargs | {"device": first.device} != first.env_kwargs:
             raise ValueError(f"{run} is of another task than {arguments.runs[0]}: compare runs of one task")
     evaluator = Evaluator(first.env_id, first.env_kwargs, arguments.num_images)
-    scorer = make_hpsv2(first.backbone, first.device)
+    scorer = make_hpsv2(first.backbone, str(torch_device(first.device)))
     values: dict[str, dict[str, list[float]]] = {}
     samples: dict[str, Tensor] = {}
 
     def add(name: str, evaluation: Evaluation) -> list[str]:
         score = scorer(evaluation.episode.images, evaluation.episode.context).mean().item()
-        row = {metric: evaluation.metrics[metric] for metric in METRICS} | {"hpsv2": score}
+        row = {metric: evaluation.metrics.get(metric, math.nan) for metric in METRICS} | {"hpsv2": score}
         for metric, value in row.items():
             values.setdefault(name, {}).setdefault(metric, []).append(value)
         samples.setdefault(name, evaluation.episode.images[:40])
@@ -69,7 +72,9 @@ def main(arguments: Arguments) -> None:
     for run, config in configs.items():
         add(
             _title(config.reward),
-            evaluator(load_policy(run), held_out_seed(config.seed, arguments.num_images)),
+            evaluator(
+                load_policy(run, device=first.device), held_out_seed(config.seed, arguments.num_images)
+            ),
         )
     table = Table("reward", *METRICS, "hpsv2", "seeds", box=SIMPLE)
     for name, columns in values.items():

@@ -260,7 +260,10 @@ def table_of(results: Sequence[Result]) -> Table:
     table = Table("method", *METRICS, "images", "seconds", box=SIMPLE)
     for method in dict.fromkeys(result.method for result in results):
         rows = [result for result in results if result.method == method]
-        cells = [interval([row.metrics[name] for row in rows]) for name in METRICS]
+        cells = [
+            interval([row.metrics[name] for row in rows]) if name in rows[0].metrics else "-"
+            for name in METRICS
+        ]
         images = sum(row.images for row in rows) / len(rows)
         seconds = sum(row.seconds for row in rows) / len(rows)
         table.add_row(method, *cells, f"{images:,.0f}", f"{seconds:.0f}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from genenv.evaluation import Evaluation
@@ -20,10 +22,12 @@ def verdict(reward: Mixture, before: Evaluation, after: Evaluation) -> str:
     batch with each other. What the reward remembers is left as it was.
     """
     images = torch.cat([before.episode.images, after.episode.images])
-    state = reward.state_dict()
+    state = copy.deepcopy(reward.state_dict())
     reward.reset()
-    judged = reward(images, torch.cat([before.episode.context, after.episode.context]))
-    reward.load_state_dict(state)
+    try:
+        judged = reward(images, torch.cat([before.episode.context, after.episode.context]))
+    finally:
+        reward.load_state_dict(state)
     old, new = (
         part.mean().item() for part in judged.split([len(before.episode.images), len(after.episode.images)])
     )

@@ -1,6 +1,6 @@
 import pytest
 
-from agents.command_line import plain_errors
+from agents.command_line import cell, plain_errors
 
 
 def test_a_users_mistake_is_one_line_and_status_2(capsys):
@@ -13,3 +13,7 @@ def test_a_users_mistake_is_one_line_and_status_2(capsys):
 def test_a_fault_of_the_program_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), plain_errors():
         raise ZeroDivisionError
+
+
+def test_a_metric_that_a_judge_does_not_have_is_a_dash():
+    assert [cell({"fid": 1.0}, name, ".1f") for name in ("fid", "recall")] == ["1.0", "-"]
