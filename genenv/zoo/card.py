@@ -175,7 +175,7 @@ Every number below is measured when the card is written; `sha256` of each file: 
 | file | what | measured |
 |---|---|---|
 {files}
-| `reference.safetensors` | feature moments of the 1,797 real images | |
+| `reference.safetensors` | the 1,797 real images in the features of `judge`: mean, standard deviation, covariance | |
 
 Held-out metrics: features standardised over the real images; FID, density and coverage (k = 5) by genenv, KID
 (20 subsets of 1,000), precision and recall (k = 3) by torch-fidelity. 2,000 images, 200 a class, mean ± standard

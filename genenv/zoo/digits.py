@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genenv.checkpoints import load_generator, save_tensors, write_manifest, write_text
+from genenv.checkpoints import FOLDER_PARTS, load_generator, save_tensors, write_manifest, write_text
 from genenv.data import digits, real_like
 from genenv.models.digits_classifier import DigitsClassifier
 from genenv.models.digits_discriminator import DigitsDiscriminator
@@ -22,7 +22,7 @@ from genenv.rewards.adversarial import AdversarialReward
 from genenv.zoo.card import write_card
 from genenv.zoo.llamagen import train_llamagen
 from genenv.zoo.ode import train_dit, train_sit
-from genenv.zoo.scorers import train_clip, train_hpsv2
+from genenv.zoo.scorers import check_scorers, train_clip, train_hpsv2
 from genenv.zoo.training import CodebookAverage, Progress, augment, fit, random_schedules
 from genenv.zoo.var import train_msvq, train_var
 
@@ -162,16 +162,11 @@ def split(seed: int = 0, num_train: int = 1437) -> tuple[Tensor, Tensor]:
 
 
 def reference_statistics(folder: Path) -> dict[str, Tensor]:
-    """Returns the feature moments of the real images: mean and std of both classifiers, the judge's covariance."""
-    images, _ = digits()
-    statistics = {}
-    for name in ("judge", "reward_features"):
-        features = load_generator(name, str(folder)).features(images)
-        statistics[f"{name}.mean"], statistics[f"{name}.std"] = features.mean(0), features.std(0)
-        if name == "judge":
-            standardised = (features - features.mean(0)) / features.std(0)
-            statistics["judge.covariance"] = torch.cov(standardised.T.double())
-    return statistics
+    """Returns the moments of the real images' features: the judge's mean and std, and the covariance of these units."""
+    features = load_generator("judge", str(folder)).features(digits()[0])
+    mean, std = features.mean(0), features.std(0)
+    covariance = torch.cov(((features - mean) / std).T.double())
+    return {"judge.mean": mean, "judge.std": std, "judge.covariance": covariance}
 
 
 State = dict[str, Tensor]
@@ -226,13 +221,20 @@ def build(
         out: the folder; usable as `backbone=str(out)`.
         only: one of `PARTS`, to rebuild that part alone in a folder that holds the others.
         progress: called as progress(part, step, num_steps, loss).
+
+    Raises:
+        ValueError: if there is no such part.
+        ImportError: if the libraries of the scorers are missing.
     """
     if only is not None and only not in PARTS:
         raise ValueError(f"--only must be one of {', '.join(PARTS)}, got {only!r}")
+    parts = list(PARTS) if only is None else [only]
+    if set(parts) & set(FOLDER_PARTS):
+        check_scorers()  # before anything is trained
     out.mkdir(parents=True, exist_ok=True)
     times = out / "build.json"
     seconds = json.loads(times.read_text()) if times.exists() else {}
-    for part in PARTS if only is None else (only,):
+    for part in parts:
         started = time.monotonic()
         report = None if progress is None else lambda s, n, loss, part=part: progress(part, s, n, loss)
         num_threads, recipe = PARTS[part]

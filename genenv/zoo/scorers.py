@@ -6,6 +6,7 @@ Both keep their logit scale fixed, so that cosines spread as far as the loss ask
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import shutil
@@ -37,6 +38,13 @@ CONTEXT_LENGTH = 12
 LOGIT_SCALE = 10.0
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CORRUPTIONS = ("noise", "blur", "blank", "dropout", "label")
+
+
+def check_scorers() -> None:
+    """Raises an ImportError where the libraries are missing whose file formats the scorers have."""
+    missing = [name for name in ("open_clip", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"the scorers need {' and '.join(missing)}: pip install 'genenv[scorers]'")
 
 
 def train_clip(

@@ -8,7 +8,7 @@ from genenv.data import digits
 from genenv.prompts import prompts
 from genenv.rewards.clip import load_clip, load_open_clip
 from genenv.zoo import scorers
-from genenv.zoo.digits import split
+from genenv.zoo.digits import build, split
 from genenv.zoo.scorers import CORRUPTIONS, TEMPLATES, corrupt, like, train_clip, train_hpsv2
 
 transformers = pytest.importorskip("transformers")
@@ -129,3 +129,12 @@ def test_the_shipped_scorers_prefer_held_out_digits_to_corrupted_ones(part, kind
     bad = corrupt(images, like(held_out(), (labels + 1) % 10), kinds, torch.full(labels.shape, 0.75))
     better, worse = ((encoder.encode_images(batch) * texts).sum(-1) for batch in (images, bad))
     assert (better > worse).float().mean() > 0.95
+
+
+def test_missing_libraries_are_named_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(scorers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ImportError, match=r"need open_clip and transformers: pip install 'genenv\[scorers\]'"
+    ):
+        build(tmp_path / "zoo")
+    assert list(tmp_path.iterdir()) == []
