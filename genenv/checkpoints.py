@@ -170,6 +170,24 @@ def locate(release: Download, local_files_only: bool = False) -> Path:
     return path
 
 
+def locate_published(release: Download, hash_prefix: str) -> tuple[Path, str]:
+    """Returns the path and sha256 of a file whose name publishes how its hash begins, in torch hub's cache or ours.
+
+    Raises:
+        CheckpointError: if it is missing and cannot be downloaded, or its hash begins otherwise.
+    """
+    cached = (
+        Path(torch.hub.get_dir()) / "checkpoints" / release.file
+    )  # where torchvision and torch-fidelity keep them
+    path = cached if cached.is_file() else locate(release)
+    digest = sha256(path)
+    if not digest.startswith(hash_prefix):
+        raise CheckpointError(
+            f"{path} has sha256 {digest}, but it must begin with {hash_prefix}; download it again from {release.page}"
+        )
+    return path, digest
+
+
 def check_recorded(path: Path) -> Callable[[], None]:
     """Compares a released file with its hash at the first use, which is kept beside it.
 

@@ -50,9 +50,12 @@ def read_adm_moments(path: Path, dim: int = 2048) -> tuple[Tensor, Tensor]:
 
 def read_adm_images(path: Path, num_images: int) -> Tensor | None:
     """Returns the first images (N, H, W, 3) uint8 of a reference .npz of ADM, None where it has no images."""
-    with zipfile.ZipFile(path) as file:
-        if "arr_0.npy" not in file.namelist():
-            return None
+    try:
+        with zipfile.ZipFile(path) as file:
+            if "arr_0.npy" not in file.namelist():
+                return None
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path} is not an .npz file: {error}") from None
     (images,) = _arrays(path, "arr_0")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise CheckpointError(

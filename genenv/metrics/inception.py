@@ -15,6 +15,7 @@ from genenv.checkpoints import (
     CheckpointError,
     check_recorded,
     locate,
+    locate_published,
     read_state_dict,
     sha256,
 )
@@ -86,13 +87,7 @@ class InceptionExtractor:
         self.protocol, self.device = protocol, torch.device(device)
         self.dtype = torch.float32 if protocol == "adagen" else torch.float64
         self.pixels, release = REFERENCES[tier]
-        path = _locate_weights()
-        self.sha256 = sha256(path)
-        if not self.sha256.startswith(WEIGHTS_SHA256):
-            raise CheckpointError(
-                f"{path} has sha256 {self.sha256}, but it must begin with {WEIGHTS_SHA256}; "
-                f"download it again from {WEIGHTS.page}"
-            )
+        path, self.sha256 = locate_published(WEIGHTS, WEIGHTS_SHA256)
         self.path = locate(release)
         record = check_recorded(self.path)
         mean, covariance = read_adm_moments(self.path)
@@ -132,11 +127,6 @@ class InceptionExtractor:
         images = (255 * images + 0.5).floor().clamp(0, 255)
         images = interpolate_bilinear_2d_like_tensorflow1x(images, size=(299, 299), align_corners=False)
         return (images - 128) / 128
-
-
-def _locate_weights() -> Path:
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS.file  # where torch-fidelity puts them
-    return cached if cached.is_file() else locate(WEIGHTS)
 
 
 def _build(path: Path) -> nn.Module:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genenv.metrics.frechet import symmetric_root
 from genenv.protocols import Context
-from genenv.rewards.features import Extractor, reward_features
+from genenv.rewards.features import FeatureExtractor, reward_features
 
 
 class FIDReward:
@@ -26,7 +26,7 @@ class FIDReward:
     name = "fid"
     min_images = 2
 
-    def __init__(self, extractor: Extractor, reference: tuple[Tensor, Tensor], group_size: int = 32):
+    def __init__(self, extractor: FeatureExtractor, reference: tuple[Tensor, Tensor], group_size: int = 32):
         if group_size < 2:
             raise ValueError(f"group_size must be at least 2, got {group_size}")
         self.extractor, self.group_size = extractor, group_size

@@ -8,7 +8,7 @@ from torch import Tensor
 from genenv.distributed import num_ranks, sum_over_ranks
 from genenv.metrics.frechet import symmetric_root
 from genenv.protocols import Context
-from genenv.rewards.features import Extractor, reward_features
+from genenv.rewards.features import FeatureExtractor, reward_features
 
 Moments = tuple[Tensor, Tensor]
 
@@ -122,7 +122,7 @@ class LeaveOneOutFID:
 
     def __init__(
         self,
-        extractor: Extractor,
+        extractor: FeatureExtractor,
         reference: Moments,
         half_life: float = 256.0,
         mode: str = "ema",
