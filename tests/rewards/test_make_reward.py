@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+import genenv
 from genenv.rewards import REWARDS, make_reward
 from genenv.rewards.adversarial import AdversarialReward
 from genenv.rewards.classifier import ClassifierReward
 from genenv.rewards.clip import PromptScore
 from genenv.rewards.fid import FIDReward
 from genenv.rewards.loo_fid import LeaveOneOutFID
+from genenv.rollout import run_episode, static_actor
 from genenv.wrappers import TerminalReward
 from genenv.wrappers.vector import TerminalReward as VectorTerminalReward
 
@@ -159,3 +161,21 @@ def test_moments_go_on_from_episode_to_episode_without_a_seed():
     (*_, unseeded), info = play(env, torch.zeros(6, 4))
     fresh = make_reward("loo_fid", "digits", "cpu")(info["image"], info["context"])
     assert not torch.allclose(unseeded, fresh)
+
+
+@pytest.mark.parametrize("env_id", genenv.IDS)
+def test_every_environment_takes_every_judge_of_its_images(env_id):
+    weights = {name: 1.0 for name in TYPES if name != "fid"}
+    env = gym.make_vec(env_id, num_envs=4, reward=weights | {"fid": 0.5})
+    episode = run_episode(env, static_actor(env), seed=0)
+    parts = {name: episode.diagnostics[f"reward/{name}"] for name in TYPES}
+    assert all(part.shape == (4,) for part in parts.values())
+    total = sum(weights.get(name, 0.5) * part for name, part in parts.items())
+    torch.testing.assert_close(episode.rewards, total)
+    single = gym.make(env_id, reward=weights)
+    single.reset(seed=0)
+    terminated, paid, info = False, 0.0, {}
+    while not terminated:
+        _, paid, terminated, _, info = single.step(np.zeros(single.action_space.shape, np.float32))
+    assert paid == pytest.approx(sum(info[f"reward/{name}"] for name in weights), rel=1e-5)
+    assert info["reward/clip"] == pytest.approx(parts["clip"][0].item(), abs=1e-3)
