@@ -1,5 +1,6 @@
 """AdaGen on the shipped generator: it learns, it resumes exactly, and its files hold what they promise."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -28,7 +29,9 @@ from agents.adagen import (
     train,
     value_at,
 )
-from agents.refine import refine
+from agents.checkpointing import save_checkpoint
+from agents.refine import Arguments, refine
+from agents.refine import main as refine_run
 from genenv.checkpoints import CheckpointError
 from genenv.rewards.mixture import Mixture
 from genenv.rollout import generate, run_episode, static_actor, unwrapped
@@ -120,6 +123,26 @@ def test_a_killed_run_continues_to_the_same_numbers(finished, tmp_path):
     first, second = (load_networks(run.out) for run in (finished, resumed))
     for name, value in first.policy.state_dict().items():
         assert torch.equal(value, second.policy.state_dict()[name])
+
+
+MIXTURE = '{"adversarial": 1.0, "hpsv2": 1.0, "loo_fid": 2.0, "normalise": true}'
+
+
+def test_a_mixture_is_maximised_and_resumed_with_its_discriminator_and_moments():
+    trainer, other = (Trainer(dataclasses.replace(TINY, reward=MIXTURE)) for _ in range(2))
+    before = trainer.step()
+    assert {"reward/adversarial", "reward/hpsv2", "reward/loo_fid", "discriminator_loss"} <= before.keys()
+    assert trainer.reward.rewards["adversarial"] is trainer.adversary
+    other.load_state_dict(copy.deepcopy(trainer.state_dict()))
+    assert trainer.step() == other.step()
+
+
+def test_a_reward_that_does_not_learn_needs_no_discriminator():
+    trainer = Trainer(dataclasses.replace(TINY, reward="clip"))
+    found = trainer.step()
+    assert trainer.adversary is None
+    assert "discriminator_loss" not in found
+    assert found["reward"] == found["reward/clip"]
 
 
 def test_a_run_directory_holds_what_is_promised(finished):
@@ -260,6 +283,9 @@ def test_a_doomed_run_leaves_nothing_behind(tmp_path):
     ("arguments", "message"),
     [
         (["--env-id", "AdaGen/Nope"], "`Nope`"),
+        (["--reward", "dino"], "rewardmustbeoneofnone,default,adversarial"),
+        (["--reward", "{clip: 1}"], "rewardmustbeanameoraJSONobject,got{clip:1}"),
+        (["--reward", "none"], "rewardmustnamearewardtolearnfrom,got'none'"),
         (["--out", "/dev/null/run"], "/dev/null/run"),
     ],
 )
@@ -296,3 +322,11 @@ def test_training_seeds_never_reach_the_held_out_ones():
     assert seeds == [5 * 10**9 + 16 * i for i in range(3)]
     assert max(seeds) < genenv.evaluation.HELD_OUT_SEED
     assert unwrapped(trainer.env).num_envs == 16
+
+
+def test_refinement_is_refused_with_a_reward_that_compares_images(tmp_path):
+    config = dataclasses.replace(TINY, reward="loo_fid")
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    save_checkpoint(Trainer(config).state_dict(), tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="a reward that judges each image by itself, got loo_fid"):
+        refine_run(Arguments(tmp_path))
