@@ -205,7 +205,7 @@ def check_recorded(path: Path) -> Callable[[], None]:
 
     def remember() -> None:
         if path.name not in known:
-            with contextlib.suppress(PermissionError):  # a folder that others fill
+            with contextlib.suppress(OSError):  # a folder that others fill
                 write_text(record, json.dumps(known | {path.name: found}, indent=2) + "\n")
 
     return remember

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 import time
@@ -156,7 +157,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     actor: Any = None
     if options.policy is not None:
         place = {} if options.device is None else {"device": options.device}
-        actor = _load(options.policy)(options.run_dir, **place)
+        loader = _load(options.policy)
+        if not _takes(loader, options.run_dir, **place):
+            called = "(run_dir, device=...)" if place else "(run_dir)"
+            raise CommandError(f"--policy must name a function that is called as {called}, got {loader!r}")
+        actor = loader(options.run_dir, **place)
         trained_on = getattr(actor, "env_id", env_id)
         if trained_on != env_id:
             raise CommandError(f"the policy of {options.run_dir} was trained on {trained_on}, got {env_id}")
@@ -367,6 +372,15 @@ def _load(path: str) -> Any:
         raise CommandError(f"--policy: module {module} has no {attribute!r}") from None
     finally:
         sys.path.remove("")
+
+
+def _takes(function: Any, *args: Any, **kwargs: Any) -> bool:
+    """Returns whether a function can be called with these arguments."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _in_words(licences: dict[str, str]) -> str:

@@ -1,3 +1,4 @@
+import errno
 import shutil
 from pathlib import Path
 
@@ -142,3 +143,15 @@ def test_tensors_come_back_as_they_were_saved(tmp_path):
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"device 'cuda:99' cannot be used here: .*; use device='cpu'"):
         torch_device("cuda:99")
+
+
+def test_a_hash_that_cannot_be_recorded_does_not_stop_the_weights(tmp_path, monkeypatch):
+    (tmp_path / "weights.pt").write_bytes(b"weights")
+
+    def read_only(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    record = checkpoints.check_recorded(tmp_path / "weights.pt")
+    monkeypatch.setattr(checkpoints, "write_text", read_only)
+    record()
+    assert not (tmp_path / "recorded_sha256.json").exists()

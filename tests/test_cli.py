@@ -257,6 +257,11 @@ def test_report_calls_the_writer(monkeypatch, tmp_path):
         ("evaluate --device cuda:99", "device 'cuda:99' cannot be used here"),
         ("evaluate --protocol adagen", "protocol must be one of digits for backbone 'digits', got 'adagen'"),
         ("evaluate --policy json:loads", "--policy and --run belong together"),
+        ("evaluate --policy math:pi --run .", "must name a function that is called as (run_dir), got 3.14"),
+        (
+            "evaluate --policy math:sqrt --run . --device cpu",
+            "must name a function that is called as (run_dir, device=...)",
+        ),
         ("evaluate --run runs/x", "--policy and --run belong together"),
         ("evaluate --policy json --run .", "--policy must be MODULE:FUNCTION, got 'json'"),
         ("evaluate --policy json:x --run .", "--policy: module json has no 'x'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from numbers import Real
 
@@ -81,8 +82,10 @@ def _make(name: str, backbone: str, device: str) -> Reward:
         raise ValueError(
             f"reward {name!r} cannot be loaded: {error}; 'module:factory' must name a function of a module"
         ) from error
-    if not callable(factory):
+    try:
+        inspect.signature(factory).bind(backbone, device)
+    except (TypeError, ValueError):
         raise ValueError(
             f"reward {name!r} must name a function (backbone, device) -> reward, got {factory!r}"
-        )
+        ) from None
     return factory(backbone, device)

@@ -92,6 +92,8 @@ def test_a_path_names_a_factory(monkeypatch):
     [
         ("dino", "reward must be one of none, default, adversarial, .* or 'module:factory', got 'dino'"),
         ({"loo_fid": 1.0, "dino": 1.0}, "reward must be one of .*, got 'dino'"),
+        ("math:pi", "reward 'math:pi' must name a function .* -> reward, got 3.14"),
+        ("math:sqrt", "reward 'math:sqrt' must name a function"),
         ({"loo_fid": True}, "the weight of reward 'loo_fid' must be a number, got True"),
         ({"loo_fid": 1.0, "normalise": 1}, "normalise must be True or False, got 1"),
         ({"normalise": True}, "reward must name at least one reward"),
