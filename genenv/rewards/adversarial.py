@@ -65,9 +65,11 @@ class AdversarialReward:
     def __call__(self, images: Tensor, context: Context) -> Tensor:
         """Returns (N,) in (0, 1)."""
         self.discriminator.eval()
-        # Chunks of about equal size, so that none holds a few images alone.
-        size = VIRTUAL_BATCH * math.ceil(len(images) / (VIRTUAL_BATCH * math.ceil(len(images) / CHUNK)))
-        chunks = zip(images.split(size), context.split(size), strict=True)
+        # Chunks of about equal size, in whole virtual batches, so that none holds a few images alone.
+        batches = torch.arange(len(images)).split(VIRTUAL_BATCH)
+        parts = torch.arange(len(batches)).tensor_split(math.ceil(len(images) / CHUNK))
+        ends = [VIRTUAL_BATCH * (int(part[-1]) + 1) for part in parts[:-1]]
+        chunks = zip(images.tensor_split(ends), context.tensor_split(ends), strict=True)
         return torch.cat([self.discriminator(*chunk).mean(1).sigmoid() for chunk in chunks])
 
     def loss(self, fake: Tensor, real: Tensor, context: Context) -> Tensor:

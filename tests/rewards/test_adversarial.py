@@ -295,7 +295,7 @@ def test_a_released_backbone_has_no_trained_discriminator(backbone):
         pretrained(backbone, "cpu")
 
 
-@pytest.mark.parametrize("number", [256, 257, 2000])
+@pytest.mark.parametrize("number", [1, 256, 257, 2000, 7937])
 def test_images_are_judged_in_chunks_of_about_equal_size(number):
     sizes = []
 
@@ -308,5 +308,5 @@ def test_images_are_judged_in_chunks_of_about_equal_size(number):
     paid = AdversarialReward(Recorder())(images, torch.zeros(number))
     torch.testing.assert_close(paid, images.mean((1, 2, 3)).sigmoid())
     assert max(sizes) <= 256
-    assert min(sizes) > max(sizes) - 8 * len(sizes)
+    assert min(sizes) >= max(sizes) - 15
     assert all(size % 8 == 0 for size in sizes[:-1])
