@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -586,13 +587,18 @@ def read_config(run_dir: Path) -> Config:
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The frozen networks of a run: policy and critic, its reward, and the policy it refines."""
+    """The frozen networks of a run: policy, critic, the policy it refines, and its reward, made when asked for."""
 
     config: Config
     policy: PolicyBackbone
     critic: PolicyBackbone
-    reward: Mixture
     diversity: PolicyBackbone | None
+    _make_reward: Callable[[], Mixture]
+
+    @functools.cached_property
+    def reward(self) -> Mixture:
+        """What the run maximised, with what it had learned and remembered."""
+        return self._make_reward()
 
 
 def load_networks(run_dir: Path | str, device: str = "cpu") -> Networks:
@@ -607,14 +613,17 @@ def load_networks(run_dir: Path | str, device: str = "cpu") -> Networks:
         model.load_state_dict(state[name])
         return model.eval().requires_grad_(False)
 
-    reward = _make_reward(config, env, torch.Generator())
-    reward.load_state_dict(state["reward"])
+    def reward() -> Mixture:
+        made = _make_reward(config, env, torch.Generator())
+        made.load_state_dict(state["reward"])
+        return made
+
     return Networks(
         config,
         network("policy", num_params),
         network("critic", 1),
-        reward,
         None if state["diversity"] is None else network("diversity", num_params),
+        reward,
     )
 
 

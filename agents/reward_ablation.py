@@ -1,6 +1,6 @@
 """What each reward makes of a policy: AdaGen's reward ablation, on metrics that no policy was trained for.
 
-for reward in fid hpsv2 adversarial loo_fid; do for seed in 0 1 2; do
+for reward in fid classifier clip hpsv2 adversarial loo_fid; do for seed in 0 1 2; do
   python -m agents.adagen --reward $reward --seed $seed --out runs/ablation/$reward-$seed
 done; done
 python -m agents.reward_ablation --runs runs/ablation/* --out runs/ablation.png
@@ -51,7 +51,7 @@ def main(arguments: Arguments) -> None:
     first = next(iter(configs.values()))
     for run, config in configs.items():
         if config.env_id != first.env_id or config.env_kwargs | {"device": first.device} != first.env_kwargs:
-            raise ValueError(f"{run} is of another task than {arguments.runs[0]}: compare runs of one task")
+            raise ValueError(f"{run} is of another task than {next(iter(configs))}: compare runs of one task")
     evaluator = Evaluator(first.env_id, first.env_kwargs, arguments.num_images)
     scorer = make_hpsv2(first.backbone, str(torch_device(first.device)))
     values: dict[str, dict[str, list[float]]] = {}
