@@ -7,25 +7,14 @@ policy sees.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genenv.models.transformer import MLP, Attention, StepEmbedding, modulation
 from genenv.solvers import LinearPath, NoisePath, VPLinear, per_image
-
-NUM_FREQUENCIES = 256
-"""Width of the sinusoids of a time."""
-
-
-def sinusoids(t: Tensor) -> Tensor:
-    """Returns (N, 256) float32 of times (N,): cosines, then sines, of falling frequency."""
-    half = NUM_FREQUENCIES // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device) / half)
-    angles = t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def position_embedding(grid_size: int, embed_dim: int) -> Tensor:
@@ -43,14 +32,6 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
-def modulation(embed_dim: int, num_outputs: int) -> nn.Sequential:
-    """Returns the layers from a condition (N, D) to its shifts, scales and gates, which start at zero."""
-    linear = nn.Linear(embed_dim, num_outputs * embed_dim)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.SiLU(), linear)
-
-
 class PatchEmbedding(nn.Module):
     """Cuts latents into patches and embeds them."""
 
@@ -61,20 +42,6 @@ class PatchEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, L, D) of latents (N, C, h, w)."""
         return self.proj(x).flatten(2).transpose(1, 2)
-
-
-class TimeEmbedding(nn.Module):
-    """A two-layer perceptron over the sinusoids of a time."""
-
-    def __init__(self, embed_dim: int):
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(NUM_FREQUENCIES, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim)
-        )
-
-    def forward(self, waves: Tensor) -> Tensor:
-        """Returns (N, D) of sinusoids (N, 256)."""
-        return self.mlp(waves)
 
 
 class LabelEmbedding(nn.Module):
@@ -89,44 +56,14 @@ class LabelEmbedding(nn.Module):
         return self.embedding_table(labels)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention; `qkv` is packed [q | k | v] with the heads inside each."""
-
-    def __init__(self, embed_dim: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
-        self.proj = nn.Linear(embed_dim, embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, L, D) of x (N, L, D)."""
-        n, length, dim = x.shape
-        qkv = self.qkv(x).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(*qkv.unbind(0))  # (N, heads, L, D / heads)
-        return self.proj(out.transpose(1, 2).reshape(n, length, dim))
-
-
-class MLP(nn.Module):
-    """Two linear layers with the tanh approximation of GELU between them."""
-
-    def __init__(self, embed_dim: int, hidden_dim: int):
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, L, D) of x (N, L, D)."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
 class Block(nn.Module):
     """A transformer block whose norms and branches follow the condition (adaLN-Zero)."""
 
     def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float, dropout: float):
         super().__init__()
-        self.attn = Attention(embed_dim, num_heads)
-        self.mlp = MLP(embed_dim, int(embed_dim * mlp_ratio))
-        self.adaLN_modulation = modulation(embed_dim, 6)
+        self.attn = Attention(embed_dim, num_heads, qkv_bias=True)
+        self.mlp = MLP(embed_dim, int(embed_dim * mlp_ratio), approximate="tanh")
+        self.adaLN_modulation = modulation(embed_dim, 6, embed_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -146,7 +83,7 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(embed_dim, num_values)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        self.adaLN_modulation = modulation(embed_dim, 2)
+        self.adaLN_modulation = modulation(embed_dim, 2, embed_dim)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Returns (N, L, num_values) of x (N, L, D) under the condition (N, D)."""
@@ -188,7 +125,7 @@ class DiT(nn.Module):
         self.latent_shape = (in_channels, input_size, input_size)
         self.num_classes, self.embed_dim = num_classes, embed_dim
         self.x_embedder = PatchEmbedding(in_channels, patch_size, embed_dim)
-        self.t_embedder = TimeEmbedding(embed_dim)
+        self.t_embedder = StepEmbedding(embed_dim)
         self.y_embedder = LabelEmbedding(num_classes, embed_dim)
         self.pos_embed = nn.Parameter(position_embedding(self.grid_size, embed_dim), requires_grad=False)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, dropout) for _ in range(depth))
@@ -205,7 +142,7 @@ class DiT(nn.Module):
         """
         dtype = self.pos_embed.dtype
         features = self.x_embedder(x.to(dtype)) + self.pos_embed
-        condition = self.t_embedder(sinusoids(t).to(dtype)) + self.y_embedder(labels)
+        condition = self.t_embedder(t) + self.y_embedder(labels)
         for block in self.blocks:
             features = block(features, condition)
         side, patch = self.grid_size, self.patch_size

@@ -7,16 +7,13 @@ generator and the ImageNet ones.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genenv.models.kv_cache import KVCache
-
-Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Stores new keys and values (R, heads, M, head_dim) and returns those of all entries so far."""
+from genenv.models.transformer import Remember, merge_heads, split_heads
 
 
 def rotary_table(positions: Tensor, grid_size: int, head_dim: int) -> Tensor:
@@ -56,13 +53,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor, mask: Tensor | None, remember: Remember | None) -> Tensor:
         """Returns (R, M, D) of x (R, M, D); see `LlamaGenTransformer.read`."""
-        rows, length, _ = x.shape
-        qkv = self.wqkv(x).view(rows, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = _turn(qkv[0], table), _turn(qkv[1], table), qkv[2]  # (R, heads, M, head_dim)
+        q, k, v = split_heads(self.wqkv(x), self.num_heads)
+        q, k = _turn(q, table), _turn(k, table)
         if remember is not None:
             k, v = remember(k, v)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.wo(out.transpose(1, 2).reshape(rows, length, -1))
+        return self.wo(merge_heads(out))
 
 
 class FeedForward(nn.Module):

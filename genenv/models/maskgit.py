@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genenv.models.transformer import MLP, Attention
+
 
 class TokenEmbedding(nn.Module):
     """LayerNorm of word plus position embedding, (N, L) -> (N, L, D)."""
@@ -28,36 +30,6 @@ class TokenEmbedding(nn.Module):
         )
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention; `qkv` is packed [q | k | v] with the heads inside each."""
-
-    def __init__(self, embed_dim: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
-        self.proj = nn.Linear(embed_dim, embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, L, D) of x (N, L, D)."""
-        n, length, dim = x.shape
-        qkv = self.qkv(x).view(n, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(*qkv.unbind(0))  # (N, heads, L, D / heads)
-        return self.proj(out.transpose(1, 2).reshape(n, length, dim))
-
-
-class MLP(nn.Module):
-    """Two linear layers with an exact GELU between them."""
-
-    def __init__(self, embed_dim: int, hidden_dim: int):
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, L, D) of x (N, L, D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """A pre-norm transformer block; an out-block first merges the long skip connection."""
 
@@ -65,9 +37,9 @@ class Block(nn.Module):
         super().__init__()
         self.skip_linear = nn.Linear(2 * embed_dim, embed_dim) if skip else None
         self.norm1 = nn.LayerNorm(embed_dim)
-        self.attn = Attention(embed_dim, num_heads)
+        self.attn = Attention(embed_dim, num_heads, qkv_bias=False)
         self.norm2 = nn.LayerNorm(embed_dim)
-        self.mlp = MLP(embed_dim, int(embed_dim * mlp_ratio))
+        self.mlp = MLP(embed_dim, int(embed_dim * mlp_ratio), approximate="none")
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:

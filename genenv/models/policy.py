@@ -4,25 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class StepEmbedding(nn.Module):
-    """Sinusoids of a number, then a two-layer perceptron."""
-
-    def __init__(self, dim: int, num_frequencies: int = 256):
-        super().__init__()
-        self.num_frequencies = num_frequencies
-        self.mlp = nn.Sequential(nn.Linear(num_frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
-
-    def forward(self, step: Tensor) -> Tensor:
-        """Returns (N, D) of steps (N,)."""
-        half = self.num_frequencies // 2
-        frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=step.device) / half)
-        angles = step.float()[:, None] * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+from genenv.models.transformer import StepEmbedding, modulation
 
 
 class AdaLN(nn.Module):
@@ -30,10 +15,7 @@ class AdaLN(nn.Module):
 
     def __init__(self, dim: int, condition_dim: int):
         super().__init__()
-        linear = nn.Linear(condition_dim, 2 * dim)
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), linear)
+        self.adaLN_modulation = modulation(condition_dim, 2, dim)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Returns x (N, D) or (N, L, D), normalised, scaled and shifted by the condition (N, C)."""

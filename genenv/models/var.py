@@ -9,22 +9,20 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genenv.models.kv_cache import KVCache
+from genenv.models.transformer import MLP, Remember, merge_heads, split_heads
 
 PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 """Sides of the token maps of the released models, by the image's side."""
 
 MAX_LOG_SCALE = math.log(100)
-
-Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes the keys and values (N, heads, M, head_dim) of what is read, returns those of all that was read so far."""
 
 
 class Attention(nn.Module):
@@ -44,29 +42,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, remember: Remember | None) -> Tensor:
         """Returns (N, M, D) of x (N, M, D), which attends to what `remember` returns, or to itself."""
-        n, length, dim = x.shape
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
-        qkv = F.linear(x, self.mat_qkv.weight, bias).view(n, length, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (N, heads, M, head_dim)
+        q, k, v = split_heads(F.linear(x, self.mat_qkv.weight, bias), self.num_heads)
         q = F.normalize(q, dim=-1) * self.scale_mul_1H11.clamp(max=MAX_LOG_SCALE).exp()
         k = F.normalize(k, dim=-1)
         if remember is not None:
             k, v = remember(k, v)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-        return self.proj(out.transpose(1, 2).reshape(n, length, dim))
-
-
-class MLP(nn.Module):
-    """Two linear layers with a tanh-approximated GELU between them."""
-
-    def __init__(self, embed_dim: int, hidden_dim: int):
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, M, D) of x (N, M, D)."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.proj(merge_heads(out))
 
 
 class Block(nn.Module):
@@ -80,7 +63,7 @@ class Block(nn.Module):
         self.shared_aln = shared_aln
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6, elementwise_affine=False)
         self.attn = Attention(embed_dim, num_heads)
-        self.ffn = MLP(embed_dim, int(embed_dim * mlp_ratio))
+        self.ffn = MLP(embed_dim, int(embed_dim * mlp_ratio), approximate="tanh")
         self.dropout = nn.Dropout(dropout)
         if shared_aln:
             self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, embed_dim) / embed_dim**0.5)

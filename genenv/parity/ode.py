@@ -11,7 +11,8 @@ from torch import Tensor
 from genenv.envs import diffusion, flow
 from genenv.envs.ode import ODESampler, ODEState
 from genenv.models.autoencoder_kl import LATENT_SCALE, AutoencoderKL
-from genenv.models.dit import DiT, sinusoids
+from genenv.models.dit import DiT
+from genenv.models.transformer import sinusoids
 from genenv.parity.fixture import Fixture, Result, close
 from genenv.rng import BatchRng
 from genenv.schedules import ScheduleParam

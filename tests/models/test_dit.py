@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from genenv.models.dit import DiT, dit_digits, dit_xl_2, position_embedding, sinusoids, sit_digits
+from genenv.models.dit import DiT, dit_digits, dit_xl_2, position_embedding, sit_digits
+from genenv.models.transformer import sinusoids
 from genenv.solvers import per_image
 
 SHAPES = Path(__file__).parents[3] / "shared" / "parity" / "real_state_dict_shapes"
