@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+MakeBlock = Callable[[int, int], nn.Module]
+"""Makes a residual block of input and output channels."""
+MakeAttention = Callable[[int], nn.Module]
+"""Makes an attention block of its channels."""
 
 
 class ResidualBlock(nn.Module):
@@ -46,3 +55,116 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, channels, 2h, 2w) of x (N, channels, h, w)."""
         return self.conv(F.interpolate(x, scale_factor=2.0))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by attention where there is any.
+
+    Args:
+        in_channels, out_channels: widths.
+        num_blocks: residual blocks.
+        attention: None for none.
+        block: the residual blocks' kind.
+        name: under which the checkpoint keeps them.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        attention: MakeAttention | None = None,
+        block: MakeBlock = ResidualBlock,
+        name: str = "block",
+    ):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * num_blocks
+        self.name = name
+        self.add_module(name, nn.ModuleList(block(a, b) for a, b in itertools.pairwise(widths)))
+        self.attn = nn.ModuleList(
+            [] if attention is None else [attention(out_channels) for _ in range(num_blocks)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (N, out_channels, h, w) of x (N, in_channels, h, w)."""
+        blocks = self.get_submodule(self.name).children()
+        for block, attention in itertools.zip_longest(blocks, self.attn):
+            x = block(x)
+            if attention is not None:
+                x = attention(x)
+        return x
+
+
+class DownLevel(Level):
+    """A level whose result is halved."""
+
+    def __init__(self, in_channels: int, out_channels: int, *args: Any, **kwargs: Any):
+        super().__init__(in_channels, out_channels, *args, **kwargs)
+        self.downsample = Downsample(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (N, out_channels, h / 2, w / 2) of x (N, in_channels, h, w)."""
+        return self.downsample(super().forward(x))
+
+
+class UpLevel(Level):
+    """A level whose result is enlarged."""
+
+    def __init__(self, in_channels: int, out_channels: int, *args: Any, **kwargs: Any):
+        super().__init__(in_channels, out_channels, *args, **kwargs)
+        self.upsample = Upsample(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (N, out_channels, 2h, 2w) of x (N, in_channels, h, w)."""
+        return self.upsample(super().forward(x))
+
+
+def middle(
+    width: int, block: MakeBlock = ResidualBlock, attention: MakeAttention | None = None
+) -> nn.ModuleDict:
+    """Returns the blocks between the levels, in the order in which they run, as VQGAN's checkpoints name them."""
+    blocks = {"block_1": block(width, width)}
+    if attention is not None:
+        blocks["attn_1"] = attention(width)
+    return nn.ModuleDict(blocks | {"block_2": block(width, width)})
+
+
+class Decoder(nn.Module):
+    """VQGAN's decoder, latents to images; `up[-1]` runs first and `up[0]`, which does not enlarge, last.
+
+    Args:
+        widths: channels of each level, the last one of the latents' resolution.
+        num_blocks: residual blocks of each.
+        z_channels: of the latents.
+        block: the residual blocks' kind.
+        attention: of the latents' resolution, where there is any.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        num_blocks: int,
+        z_channels: int,
+        block: MakeBlock = ResidualBlock,
+        attention: MakeAttention | None = None,
+    ):
+        super().__init__()
+        last = len(widths) - 1
+        above = [*widths[1:], widths[-1]]
+        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
+        self.mid = middle(widths[-1], block, attention)
+        self.up = nn.ModuleList(
+            (Level if i == 0 else UpLevel)(
+                above[i], width, num_blocks, attention if i == last else None, block
+            )
+            for i, width in enumerate(widths)
+        )
+        self.norm_out = nn.GroupNorm(32, widths[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Returns unclamped images (N, 3, H, W) of latents (N, z_channels, h, w)."""
+        x = self.conv_in(z)
+        for block in [*self.mid.values(), *reversed(self.up)]:
+            x = block(x)
+        return self.conv_out(F.silu(self.norm_out(x)))

@@ -6,14 +6,13 @@ decoded, at unit length (Yu et al. 2022, sec. 3.2).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genenv.models.convolutions import Downsample, ResidualBlock, Upsample
+from genenv.models.convolutions import DownLevel, Level, ResidualBlock, UpLevel
 
 
 class AttentionBlock(nn.Module):
@@ -35,48 +34,6 @@ class AttentionBlock(nn.Module):
         return x + self.proj_out(out.transpose(1, 2).view_as(x))
 
 
-class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention at the deepest."""
-
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, attention: bool):
-        super().__init__()
-        widths = [in_channels] + [out_channels] * num_blocks
-        self.res = nn.ModuleList(ResidualBlock(a, b) for a, b in itertools.pairwise(widths))
-        self.attn = nn.ModuleList(
-            AttentionBlock(out_channels) if attention else nn.Identity() for _ in range(num_blocks)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, out_channels, h, w) of x (N, in_channels, h, w)."""
-        for residual, attention in zip(self.res, self.attn, strict=True):
-            x = attention(residual(x))
-        return x
-
-
-class DownLevel(Level):
-    """A level whose result is halved."""
-
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, attention: bool):
-        super().__init__(in_channels, out_channels, num_blocks, attention)
-        self.downsample = Downsample(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, out_channels, h / 2, w / 2) of x (N, in_channels, h, w)."""
-        return self.downsample(super().forward(x))
-
-
-class UpLevel(Level):
-    """A level whose result is enlarged."""
-
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, attention: bool):
-        super().__init__(in_channels, out_channels, num_blocks, attention)
-        self.upsample = Upsample(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, out_channels, 2h, 2w) of x (N, in_channels, h, w)."""
-        return self.upsample(super().forward(x))
-
-
 def _middle(width: int) -> nn.ModuleList:
     return nn.ModuleList([ResidualBlock(width, width), AttentionBlock(width), ResidualBlock(width, width)])
 
@@ -89,7 +46,9 @@ class Encoder(nn.Module):
         widths, last = [ch, *(ch * m for m in ch_mult)], len(ch_mult) - 1
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
         self.conv_blocks = nn.ModuleList(
-            (Level if i == last else DownLevel)(widths[i], widths[i + 1], num_blocks, attention=i == last)
+            (Level if i == last else DownLevel)(
+                widths[i], widths[i + 1], num_blocks, AttentionBlock if i == last else None, name="res"
+            )
             for i in range(len(ch_mult))
         )
         self.mid = _middle(widths[-1])
@@ -114,7 +73,9 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(z_channels, widths[0], 3, padding=1)
         self.mid = _middle(widths[0])
         self.conv_blocks = nn.ModuleList(
-            (Level if i == last else UpLevel)(widths[i], widths[i + 1], num_blocks, attention=i == 0)
+            (Level if i == last else UpLevel)(
+                widths[i], widths[i + 1], num_blocks, AttentionBlock if i == 0 else None, name="res"
+            )
             for i in range(len(ch_mult))
         )
         self.norm_out = nn.GroupNorm(32, widths[-1], eps=1e-6)

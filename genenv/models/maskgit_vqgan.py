@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genenv.models.convolutions import Upsample
+from genenv.models.convolutions import Decoder, Level, middle
 
 
 class ResidualBlock(nn.Module):
@@ -36,33 +36,6 @@ class ResidualBlock(nn.Module):
         return h + (x if self.nin_shortcut is None else self.nin_shortcut(h))
 
 
-class Level(nn.Module):
-    """The residual blocks of one resolution."""
-
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int):
-        super().__init__()
-        widths = [in_channels] + [out_channels] * num_blocks
-        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in itertools.pairwise(widths))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, out_channels, h, w) of x (N, in_channels, h, w)."""
-        for block in self.block:
-            x = block(x)
-        return x
-
-
-class UpLevel(Level):
-    """A level whose result is enlarged."""
-
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int):
-        super().__init__(in_channels, out_channels, num_blocks)
-        self.upsample = Upsample(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, out_channels, 2h, 2w) of x (N, in_channels, h, w)."""
-        return self.upsample(super().forward(x))
-
-
 class Encoder(nn.Module):
     """Images to latents; resolution halves between levels."""
 
@@ -70,8 +43,10 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [ch, *(ch * m for m in ch_mult)]
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1, bias=False)
-        self.down = nn.ModuleList(Level(a, b, num_res_blocks) for a, b in itertools.pairwise(widths))
-        self.mid = _middle(widths[-1])
+        self.down = nn.ModuleList(
+            Level(a, b, num_res_blocks, block=ResidualBlock) for a, b in itertools.pairwise(widths)
+        )
+        self.mid = middle(widths[-1], ResidualBlock)
         self.norm_out = nn.GroupNorm(32, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 1)
 
@@ -83,35 +58,6 @@ class Encoder(nn.Module):
         for block in self.mid.values():
             x = block(x)
         return self.conv_out(F.silu(self.norm_out(x)))
-
-
-class Decoder(nn.Module):
-    """Latents to images; `up[-1]` runs first and `up[0]`, which does not enlarge, last."""
-
-    def __init__(self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int):
-        super().__init__()
-        widths = [ch * m for m in ch_mult]
-        above = [*widths[1:], widths[-1]]
-        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.mid = _middle(widths[-1])
-        self.up = nn.ModuleList(
-            (Level if i == 0 else UpLevel)(above[i], width, num_res_blocks) for i, width in enumerate(widths)
-        )
-        self.norm_out = nn.GroupNorm(32, ch * ch_mult[0], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Returns unclamped images (N, 3, H, W) of latents (N, z_channels, h, w)."""
-        x = self.conv_in(z)
-        for block in self.mid.values():
-            x = block(x)
-        for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
-def _middle(width: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"block_1": ResidualBlock(width, width), "block_2": ResidualBlock(width, width)})
 
 
 class Codebook(nn.Module):
@@ -146,7 +92,7 @@ class MaskGITVQGAN(nn.Module):
         super().__init__()
         self.downsampling = 2 ** (len(ch_mult) - 1)
         self.encoder = Encoder(ch, ch_mult, num_res_blocks, z_channels)
-        self.decoder = Decoder(ch, ch_mult, num_res_blocks, z_channels)
+        self.decoder = Decoder([ch * m for m in ch_mult], num_res_blocks, z_channels, ResidualBlock)
         self.quantize = Codebook(n_embed, z_channels)
 
     def encode(self, images: Tensor) -> Tensor:

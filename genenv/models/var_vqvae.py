@@ -5,7 +5,6 @@ Images become token maps of growing size: each scale quantises what the scales b
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genenv.models.convolutions import Downsample, ResidualBlock, Upsample
+from genenv.models.convolutions import Decoder, DownLevel, Level, middle
 from genenv.models.var import PATCH_NUMS_256
 
 TICKS = np.linspace(1 / 12, 11 / 12, 4)
@@ -129,48 +128,6 @@ class AttentionBlock(nn.Module):
         return x + self.proj_out(out.transpose(1, 2).view_as(x))
 
 
-class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention where there is any."""
-
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, attention: bool):
-        super().__init__()
-        widths = [in_channels] + [out_channels] * num_blocks
-        self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in itertools.pairwise(widths))
-        self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(num_blocks if attention else 0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, out_channels, h, w) of x (N, in_channels, h, w)."""
-        for i, block in enumerate(self.block):
-            x = block(x)
-            if self.attn:
-                x = self.attn[i](x)
-        return x
-
-
-class DownLevel(Level):
-    """A level whose result is halved."""
-
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int):
-        super().__init__(in_channels, out_channels, num_blocks, attention=False)
-        self.downsample = Downsample(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, out_channels, h / 2, w / 2) of x (N, in_channels, h, w)."""
-        return self.downsample(super().forward(x))
-
-
-class UpLevel(Level):
-    """A level whose result is enlarged."""
-
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, attention: bool):
-        super().__init__(in_channels, out_channels, num_blocks, attention)
-        self.upsample = Upsample(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, out_channels, 2h, 2w) of x (N, in_channels, h, w)."""
-        return self.upsample(super().forward(x))
-
-
 class Encoder(nn.Module):
     """Images to latents; resolution halves between levels."""
 
@@ -182,8 +139,8 @@ class Encoder(nn.Module):
         levels: list[nn.Module] = [
             DownLevel(a, b, num_res_blocks) for a, b in zip(before, outer, strict=False)
         ]
-        self.down = nn.ModuleList([*levels, Level(before[-1], last, num_res_blocks, attention=True)])
-        self.mid = _middle(last)
+        self.down = nn.ModuleList([*levels, Level(before[-1], last, num_res_blocks, AttentionBlock)])
+        self.mid = middle(last, attention=AttentionBlock)
         self.norm_out = nn.GroupNorm(32, last, eps=1e-6)
         self.conv_out = nn.Conv2d(last, z_channels, 3, padding=1)
 
@@ -195,43 +152,6 @@ class Encoder(nn.Module):
         for block in self.mid.values():
             x = block(x)
         return self.conv_out(F.silu(self.norm_out(x)))
-
-
-class Decoder(nn.Module):
-    """Latents to images; `up[-1]` runs first and `up[0]`, which does not enlarge, last."""
-
-    def __init__(self, widths: Sequence[int], num_res_blocks: int, z_channels: int):
-        super().__init__()
-        last = widths[-1]
-        above = [*widths[1:], last]
-        num_blocks = num_res_blocks + 1
-        self.conv_in = nn.Conv2d(z_channels, last, 3, padding=1)
-        self.mid = _middle(last)
-        levels: list[nn.Module] = [Level(above[0], widths[0], num_blocks, attention=False)]
-        for i in range(1, len(widths)):
-            levels.append(UpLevel(above[i], widths[i], num_blocks, attention=i == len(widths) - 1))
-        self.up = nn.ModuleList(levels)
-        self.norm_out = nn.GroupNorm(32, widths[0], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Returns unclamped images (N, 3, H, W) of latents (N, z_channels, h, w)."""
-        x = self.conv_in(z)
-        for block in self.mid.values():
-            x = block(x)
-        for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
-def _middle(width: int) -> nn.ModuleDict:
-    return nn.ModuleDict(
-        {
-            "block_1": ResidualBlock(width, width),
-            "attn_1": AttentionBlock(width),
-            "block_2": ResidualBlock(width, width),
-        }
-    )
 
 
 class VARVQVAE(nn.Module):
@@ -260,7 +180,7 @@ class VARVQVAE(nn.Module):
         self.image_shape = (3, side, side)
         widths = [ch * m for m in ch_mult]
         self.encoder = Encoder(widths, num_res_blocks, z_channels)
-        self.decoder = Decoder(widths, num_res_blocks, z_channels)
+        self.decoder = Decoder(widths, num_res_blocks + 1, z_channels, attention=AttentionBlock)
         self.quantize = MultiScaleQuantiser(patch_nums, vocab_size, z_channels)
         self.quant_conv = nn.Conv2d(z_channels, z_channels, 3, padding=1)
         self.post_quant_conv = nn.Conv2d(z_channels, z_channels, 3, padding=1)

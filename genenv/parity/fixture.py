@@ -6,11 +6,13 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,11 @@ class Fixture:
             product = raw[f"{name}.__lr_a"].double() @ raw[f"{name}.__lr_b"].double()
             state[name] = (product * entry["scale"]).float().reshape(entry["shape"])
         return state
+
+    def load(self, model: Model) -> Model:
+        """Returns the network with the official weights, frozen and in eval mode."""
+        model.load_state_dict(self.state_dict)
+        return model.eval().requires_grad_(False)
 
     def sibling(self, relative: str) -> Fixture:
         """Returns the folder that a config names relative to this one, such as "../var_vqvae"."""

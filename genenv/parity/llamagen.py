@@ -27,8 +27,7 @@ def transformer(fixture: Fixture) -> LlamaGenTransformer:
         multiple_of=shape["multiple_of"],
         num_classes=shape["num_classes"],
     )
-    model.load_state_dict(fixture.state_dict)
-    return model.eval().requires_grad_(False)
+    return fixture.load(model)
 
 
 def tokenizer(fixture: Fixture) -> LlamaGenVQ:
@@ -41,8 +40,7 @@ def tokenizer(fixture: Fixture) -> LlamaGenVQ:
         codebook_size=shape["codebook_size"],
         codebook_dim=shape["codebook_embed_dim"],
     )
-    model.load_state_dict(fixture.state_dict)
-    return model.eval().requires_grad_(False)
+    return fixture.load(model)
 
 
 def sampler(network: LlamaGenTransformer, vq: LlamaGenVQ, needs_features: bool) -> RasterSampler:

@@ -34,8 +34,7 @@ def transformer(fixture: Fixture) -> MaskGITTransformer:
         mlp_ratio=shape["mlp_ratio"],
         num_classes=shape["num_classes"] - 1,
     )
-    model.load_state_dict(fixture.state_dict)
-    return model.eval().requires_grad_(False)
+    return fixture.load(model)
 
 
 def tokenizer(fixture: Fixture) -> MaskGITVQGAN:
@@ -48,8 +47,7 @@ def tokenizer(fixture: Fixture) -> MaskGITVQGAN:
         z_channels=shape["ddconfig"]["z_channels"],
         n_embed=shape["n_embed"],
     )
-    model.load_state_dict(fixture.state_dict)
-    return model.eval().requires_grad_(False)
+    return fixture.load(model)
 
 
 def sampler(fixture: Fixture, tokenizer_fixture: Fixture, horizon: int) -> MaskGITSampler:

@@ -36,16 +36,14 @@ def transformer(fixture: Fixture) -> DiT:
         num_classes=shape["num_classes"],
         learn_sigma=shape["learn_sigma"],
     )
-    model.load_state_dict(fixture.state_dict)
-    return model.eval().requires_grad_(False)
+    return fixture.load(model)
 
 
 def autoencoder(fixture: Fixture) -> AutoencoderKL:
     """Returns the reference's autoencoder."""
     shape = fixture.config["constructor"]["ddconfig"]
     model = AutoencoderKL(shape["ch"], shape["ch_mult"], shape["num_res_blocks"], shape["z_channels"])
-    model.load_state_dict(fixture.state_dict)
-    return model.eval().requires_grad_(False)
+    return fixture.load(model)
 
 
 def sampler(fixture: Fixture, path: NoisePath, params: tuple[ScheduleParam, ...]) -> ODESampler:

@@ -41,8 +41,7 @@ def transformer(fixture: Fixture) -> VARTransformer:
         num_classes=shape["num_classes"],
         shared_aln=fixed["shared_aln"],
     )
-    model.load_state_dict(fixture.state_dict)
-    return model.eval().requires_grad_(False)
+    return fixture.load(model)
 
 
 def tokenizer(fixture: Fixture) -> VARVQVAE:
@@ -54,8 +53,7 @@ def tokenizer(fixture: Fixture) -> VARVQVAE:
         z_channels=shape["z_channels"],
         vocab_size=shape["vocab_size"],
     )
-    model.load_state_dict(fixture.state_dict)
-    return model.eval().requires_grad_(False)
+    return fixture.load(model)
 
 
 def sampler(fixture: Fixture) -> VARSampler:
