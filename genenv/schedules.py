@@ -35,6 +35,11 @@ UNIT = Bijector(torch.sigmoid, torch.logit, 0.0, 1.0)
 POSITIVE = Bijector(F.softplus, _inverse_softplus, 0.0, math.inf)
 
 
+def scaled_unit(high: float) -> Bijector:
+    """Returns the map onto (0, high), a sigmoid times `high`."""
+    return Bijector(lambda x: high * torch.sigmoid(x), lambda y: torch.logit(y / high), 0.0, high)
+
+
 @dataclasses.dataclass(frozen=True)
 class ScheduleParam:
     """One knob of a generator.

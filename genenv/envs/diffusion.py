@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from genenv.envs.ode import ODESampler, make_ode_sampler, num_decisions
-from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant
+from genenv.envs.ode import ODESampler, evenly_spaced, make_ode_sampler, num_decisions
+from genenv.schedules import ScheduleParam
 from genenv.solvers import VPLinear
 
 PARTS = ("dit",)
@@ -17,11 +17,7 @@ TIME_SCALE = 1000.0
 
 def schedule(horizon: int, guidance_weight: float = 1.0) -> tuple[ScheduleParam, ...]:
     """Returns AdaGen's parameters with DiT's hand-crafted schedule: times evenly spaced, constant guidance."""
-    times = torch.linspace(0.9, 0.01, horizon, dtype=torch.float64)
-    return (
-        ScheduleParam("time", UNIT, times, span=1.0),
-        ScheduleParam("guidance_weight", POSITIVE, constant(guidance_weight, horizon), span=2.0),
-    )
+    return evenly_spaced(0.9, 0.01, horizon, guidance_weight)
 
 
 def make_sampler(

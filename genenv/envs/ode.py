@@ -12,7 +12,7 @@ from torch import Tensor
 from genenv.checkpoints import is_released, load_generator
 from genenv.protocols import Context, Field, Observation
 from genenv.rng import BatchRng
-from genenv.schedules import ScheduleParam
+from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant
 from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, NoisePath, Solver
 
 
@@ -203,6 +203,17 @@ def num_decisions(solver: str, num_steps: int | None) -> int:
             f"use {num_steps + 1}, or solver='euler' or 'dpmpp2m'"
         )
     return num_steps // rule.per_decision + 1
+
+
+def evenly_spaced(
+    first: float, last: float, horizon: int, guidance_weight: float
+) -> tuple[ScheduleParam, ...]:
+    """Returns AdaGen's parameters with times evenly spaced from `first` to `last` and constant guidance."""
+    times = torch.linspace(first, last, horizon, dtype=torch.float64)
+    return (
+        ScheduleParam("time", UNIT, times, span=1.0),
+        ScheduleParam("guidance_weight", POSITIVE, constant(guidance_weight, horizon), span=2.0),
+    )
 
 
 def make_ode_sampler(

@@ -14,7 +14,7 @@ from genenv.filters import keep_top_k, keep_top_p
 from genenv.models.kv_cache import KVCache
 from genenv.protocols import Context, Field, Observation
 from genenv.rng import BatchRng, categorical
-from genenv.schedules import POSITIVE, UNIT, Bijector, ScheduleParam, constant
+from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, scaled_unit
 
 PARTS = ("llamagen", "vq")
 """Networks of a backbone."""
@@ -217,12 +217,7 @@ def schedule(num_steps: int, codebook_size: int, guidance_weight: float = 1.0) -
     Top-k reaches from 0 to 2V and stands at V, where it keeps all. Top-p cannot stand at 1, the end of its range;
     0.999 is close and leaves a unit action some effect.
     """
-    up_to_twice_all = Bijector(
-        lambda x: 2 * codebook_size * torch.sigmoid(x),
-        lambda y: torch.logit(y / (2 * codebook_size)),
-        0.0,
-        2.0 * codebook_size,
-    )
+    up_to_twice_all = scaled_unit(2.0 * codebook_size)
     return (
         ScheduleParam("token_temperature", POSITIVE, constant(1.0, num_steps), span=1.0),
         ScheduleParam("top_k", up_to_twice_all, constant(codebook_size, num_steps), span=4.0),

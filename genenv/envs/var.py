@@ -17,7 +17,7 @@ from genenv.models.var import VARTransformer
 from genenv.models.var_vqvae import VARVQVAE
 from genenv.protocols import Context, Field, Observation
 from genenv.rng import BatchRng, categorical
-from genenv.schedules import POSITIVE, UNIT, Bijector, ScheduleParam, constant
+from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, scaled_unit
 
 PARTS = ("var", "msvq")
 """Networks of a backbone."""
@@ -234,9 +234,7 @@ def schedule(num_scales: int, vocab_size: int, guidance_weight: float = 1.5) -> 
     Guidance that the sampler lets grow linearly to `guidance_weight`, 900 of every 4096 tokens, probability 0.96,
     token temperature 1.
     """
-    count = Bijector(
-        lambda x: vocab_size * torch.sigmoid(x), lambda y: torch.logit(y / vocab_size), 0.0, float(vocab_size)
-    )
+    count = scaled_unit(float(vocab_size))
     return (
         ScheduleParam("guidance_weight", POSITIVE, constant(guidance_weight, num_scales), span=2.0),
         ScheduleParam("top_k", count, constant(vocab_size * 900 / 4096, num_scales), span=1.0),
