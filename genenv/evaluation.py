@@ -16,7 +16,7 @@ import genenv
 from genenv.checkpoints import torch_device
 from genenv.metrics.cost import flops_per_image
 from genenv.metrics.intervals import Interval, student
-from genenv.metrics.judge import Judge, Measurement
+from genenv.metrics.judge import Judge, Measurement, check_number
 from genenv.protocols import Actor
 from genenv.rollout import Episode, generate, unwrapped
 
@@ -129,7 +129,7 @@ class Evaluator:
         self.backbone: str = kwargs["backbone"]
         device = torch_device(str(kwargs.get("device", "cpu")))
         self.judge = Judge(self.backbone, protocol, device)  # first: released generators are slow to load
-        Measurement(self.judge.extractor, num_images)  # too few are refused before anything is generated
+        check_number(self.judge.extractor, num_images)
         self.env = gym.make_vec(env_id, num_envs=min(batch_size, num_images), **kwargs)
 
     def __call__(

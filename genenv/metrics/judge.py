@@ -122,6 +122,16 @@ class Judge:
         return measurement.metrics()
 
 
+def check_number(extractor: Extractor, num_images: int) -> None:
+    """Raises a ValueError for fewer images than the metrics need."""
+    dim = len(extractor.reference.mean)
+    if num_images <= dim:
+        raise ValueError(
+            f"the metrics need more images than the {dim} feature dimensions, got {num_images}: "
+            "raise the number of images"
+        )
+
+
 class Measurement:
     """What a judge has learned of images that come batch by batch.
 
@@ -136,12 +146,8 @@ class Measurement:
     """
 
     def __init__(self, extractor: Extractor, num_images: int):
+        check_number(extractor, num_images)
         dim = len(extractor.reference.mean)
-        if num_images <= dim:
-            raise ValueError(
-                f"the metrics need more images than the {dim} feature dimensions, got {num_images}: "
-                "raise the number of images"
-            )
         self.extractor, self.num_images, self.dim = extractor, num_images, dim
         self.moments = Moments(dim, extractor.dtype, extractor.device)
         self.score = InceptionScore(num_images, extractor.num_classes, extractor.device)
