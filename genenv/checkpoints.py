@@ -139,7 +139,7 @@ def load_release(name: str, local_files_only: bool = False) -> Any:
     """
     release = RELEASES[name]
     path = locate(release, local_files_only)
-    record = check_recorded(path)
+    _, record = check_recorded(path)
     with torch.device("meta"):
         model = release.build()
     load_state(model, read_state_dict(path), path)
@@ -188,11 +188,11 @@ def locate_published(release: Download, hash_prefix: str) -> tuple[Path, str]:
     return path, digest
 
 
-def check_recorded(path: Path) -> Callable[[], None]:
+def check_recorded(path: Path) -> tuple[str, Callable[[], None]]:
     """Compares a released file with its hash at the first use, which is kept beside it.
 
     Returns:
-        What records the hash of a file that is new, to be called once it has proved to be the right one.
+        The hash, and what records that of a file that is new, to be called once it has proved to be the right one.
     """
     record = path.parent / "recorded_sha256.json"
     known = json.loads(record.read_text()) if record.is_file() else {}
@@ -208,7 +208,7 @@ def check_recorded(path: Path) -> Callable[[], None]:
             with contextlib.suppress(OSError):  # a folder that others fill
                 write_text(record, json.dumps(known | {path.name: found}, indent=2) + "\n")
 
-    return remember
+    return found, remember
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -151,7 +151,7 @@ def test_a_hash_that_cannot_be_recorded_does_not_stop_the_weights(tmp_path, monk
     def read_only(*_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    record = checkpoints.check_recorded(tmp_path / "weights.pt")
+    _, record = checkpoints.check_recorded(tmp_path / "weights.pt")
     monkeypatch.setattr(checkpoints, "write_text", read_only)
     record()
     assert not (tmp_path / "recorded_sha256.json").exists()

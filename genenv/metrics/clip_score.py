@@ -24,4 +24,4 @@ def clip_score(encoder: CLIP, prompts: Sequence[str], images: Tensor, labels: Te
         labels: (N,) int64.
     """
     texts = encoder.encode_texts(prompts)[labels]
-    return (encoder.encode_images(images) * texts).sum(-1).mean().item()
+    return encoder.cosines(images, texts).mean().item()

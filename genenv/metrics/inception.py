@@ -17,7 +17,6 @@ from genenv.checkpoints import (
     locate,
     locate_published,
     read_state_dict,
-    sha256,
 )
 from genenv.metrics.fid import Reference, read_adm_images, read_adm_moments
 from genenv.releases import Download
@@ -89,10 +88,10 @@ class InceptionExtractor:
         self.pixels, release = REFERENCES[tier]
         path, self.sha256 = locate_published(WEIGHTS, WEIGHTS_SHA256)
         self.path = locate(release)
-        record = check_recorded(self.path)
+        digest, record = check_recorded(self.path)
         mean, covariance = read_adm_moments(self.path)
         record()
-        self.reference = Reference(mean, covariance, sha256(self.path))
+        self.reference = Reference(mean, covariance, digest)
         network = _build(path)
         *layers, head = network.to(self.device).children()  # in the order in which they are applied
         self.body, self.head = nn.Sequential(*layers), head.get_parameter("weight")

@@ -60,6 +60,10 @@ class CLIP(nn.Module):
         features = [self.text_features(chunk, self.mean.device) for chunk in chunks]
         return F.normalize(torch.cat(features).float(), dim=-1)
 
+    def cosines(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Returns (N,) of images (N, C, H, W) in [0, 1] with the encoded text of each (N, D)."""
+        return (self.encode_images(images) * texts).sum(-1)
+
     def preprocess(self, images: Tensor) -> Tensor:
         """Returns the normalised pixels (N, 3, S, S) that the network sees."""
         if images.shape[1] not in (1, 3):

@@ -57,7 +57,7 @@ class PromptScore:
     @torch.no_grad()
     def __call__(self, images: Tensor, context: Context) -> Tensor:
         """Returns (N,)."""
-        return self.scale * (self.encoder.encode_images(images) * self.texts[context]).sum(-1)
+        return self.scale * self.encoder.cosines(images, self.texts[context])
 
 
 def make_clip(backbone: str, device: str) -> PromptScore:
@@ -226,7 +226,7 @@ def load_hpsv2(
             )
         return load_open_clip("ViT-H-14", path, dtype)
     path = locate(_download("xswu/HPSv2", HPSV2[version], HPSV2[version]))
-    record = check_recorded(path)
+    _, record = check_recorded(path)
     encoder = load_open_clip("ViT-H-14", path, dtype)
     record()
     return encoder
@@ -235,7 +235,7 @@ def load_hpsv2(
 def _load_released(repo: str, processor: str) -> CLIP:
     """Returns the CLIP of a Hugging Face repository: in `checkpoint_folder`, or downloaded there."""
     folder, other = _released_folder(repo, WEIGHTS), _released_folder(processor, PROCESSOR)
-    record = check_recorded(folder / WEIGHTS[1])
+    _, record = check_recorded(folder / WEIGHTS[1])
     encoder = load_clip(folder, other)
     record()
     return encoder

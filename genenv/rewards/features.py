@@ -21,7 +21,6 @@ from genenv.checkpoints import (
     locate_published,
     read_state_dict,
     save_tensors,
-    sha256,
 )
 from genenv.data import digits
 from genenv.metrics.fid import read_adm_images
@@ -120,8 +119,8 @@ def real_moments(inception: TorchvisionInception, reference: Download) -> tuple[
         CheckpointError: if the batch is missing, damaged, another one, or holds no images.
     """
     path = locate(reference)
-    record = check_recorded(path)
-    kept = path.with_name(f"{path.stem}-{sha256(path)[:8]}-inception_v3-{inception.sha256[:8]}.safetensors")
+    digest, record = check_recorded(path)
+    kept = path.with_name(f"{path.stem}-{digest[:8]}-inception_v3-{inception.sha256[:8]}.safetensors")
     if not kept.is_file():
         seen = _moments(inception, path, reference)
         record()
