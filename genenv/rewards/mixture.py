@@ -61,11 +61,14 @@ class Mixture:
             if value.shape != (len(images),):
                 raise ValueError(f"reward {name!r} must return ({len(images)},), got {tuple(value.shape)}")
             parts[name] = value.float()
-            scaled = standardise_groups(parts[name], context) if self.normalise else parts[name]
-            total = total + self.weights[name] * scaled
-        if not bool(torch.stack([*parts.values()]).isfinite().all()):  # one wait for the device
+        values = torch.stack([*parts.values()])  # (components, N)
+        if not bool(values.isfinite().all()):  # one wait for the device
             name, value = next((n, v) for n, v in parts.items() if not bool(v.isfinite().all()))
             raise ValueError(f"reward {name!r} must be finite, got {value[~value.isfinite()][0].item()}")
+        if self.normalise:
+            values = standardise_groups(values, context)
+        for weight, value in zip(self.weights.values(), values, strict=True):
+            total = total + weight * value
         return total, parts
 
     def __call__(self, images: Tensor, context: Context) -> Tensor:
@@ -99,7 +102,7 @@ class Mixture:
 
 
 def standardise_groups(value: Tensor, context: Context) -> Tensor:
-    """Returns (value - mean) / (std + 1e-4) among the images of each context, (N,).
+    """Returns (value - mean) / (std + 1e-4) among the images of each context, of values (..., N).
 
     That of an image alone in its context is 0. The 1e-4 is that of arXiv 2603.23086's code.
 
@@ -108,15 +111,16 @@ def standardise_groups(value: Tensor, context: Context) -> Tensor:
     """
     _, group = context.unique(dim=0, return_inverse=True)
     count = group.bincount()
-    if len(count) == len(value):
+    if len(count) == len(group):
         raise ValueError(
             "normalised rewards compare images of one context, and all contexts of the batch differ: "
             "use contexts='grouped:G' or more images"
         )
-    mean = torch.zeros_like(count, dtype=value.dtype).index_add(0, group, value) / count
-    deviation = value - mean[group]
-    variance = torch.zeros_like(mean).index_add(0, group, deviation.square()) / count
-    return deviation / (variance.sqrt()[group] + 1e-4)
+    zeros = value.new_zeros(*value.shape[:-1], len(count))
+    mean = zeros.index_add(-1, group, value) / count
+    deviation = value - mean[..., group]
+    variance = zeros.index_add(-1, group, deviation.square()) / count
+    return deviation / (variance.sqrt()[..., group] + 1e-4)
 
 
 def as_mixture(reward: Reward) -> Mixture:
