@@ -23,7 +23,7 @@ from genenv.zoo.card import write_card
 from genenv.zoo.llamagen import train_llamagen
 from genenv.zoo.ode import train_dit, train_sit
 from genenv.zoo.scorers import check_scorers, train_clip, train_hpsv2
-from genenv.zoo.training import CodebookAverage, Progress, augment, fit, random_schedules
+from genenv.zoo.training import CodebookAverage, Progress, augment, fit, random_schedules, without_some
 from genenv.zoo.var import train_msvq, train_var
 
 
@@ -83,8 +83,7 @@ def train_maskgit(
 
     def loss_of(step: int) -> Tensor:
         index = torch.randint(len(tokens), (batch_size,))
-        target, label = tokens[index], labels[index].clone()
-        label[torch.rand(batch_size) < label_dropout] = model.num_classes
+        target, label = tokens[index], without_some(labels[index], label_dropout, model.num_classes)
         ratio = torch.cos(torch.rand(batch_size, 1) * torch.pi / 2)
         rank = torch.rand(target.shape).argsort(1).argsort(1)
         masked = rank < (ratio * target.shape[1]).ceil().clamp(min=1)

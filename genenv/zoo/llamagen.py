@@ -9,7 +9,7 @@ from torch import Tensor
 from genenv.data import digits
 from genenv.models.digits_vq import DigitsVQ
 from genenv.models.llamagen import LlamaGenTransformer, llamagen_digits
-from genenv.zoo.training import Progress, fit
+from genenv.zoo.training import Progress, fit, without_some
 
 
 def train_llamagen(
@@ -33,8 +33,7 @@ def train_llamagen(
 
     def loss_of(step: int) -> Tensor:
         index = torch.randint(len(tokens), (batch_size,))
-        target, label = tokens[index], labels[index].clone()
-        label[torch.rand(batch_size) < label_dropout] = model.num_classes
+        target, label = tokens[index], without_some(labels[index], label_dropout, model.num_classes)
         noise = torch.randint(model.codebook_size, target.shape)
         read = torch.where(torch.rand(target.shape) < 0.1, noise, target)
         logits, _ = model(read[:, :-1], label)

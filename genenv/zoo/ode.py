@@ -9,7 +9,7 @@ from torch import Tensor
 from genenv.data import digits
 from genenv.models.dit import PixelDiT, dit_digits, sit_digits
 from genenv.solvers import per_image
-from genenv.zoo.training import Progress, fit
+from genenv.zoo.training import Progress, fit, without_some
 
 
 def train_dit(
@@ -46,8 +46,7 @@ def _train(
 
     def loss_of(step: int) -> Tensor:
         index = torch.randint(len(images), (batch_size,))
-        data, label = 2 * images[index] - 1, labels[index].clone()
-        label[torch.rand(batch_size) < label_dropout] = model.num_classes
+        data, label = 2 * images[index] - 1, without_some(labels[index], label_dropout, model.num_classes)
         # One time from each of the batch's equal parts of the path: the loss varies less.
         time = (torch.arange(batch_size) + torch.rand(batch_size)) / batch_size
         noise = torch.randn_like(data)

@@ -121,6 +121,11 @@ def augment(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid, align_corners=False)
 
 
+def without_some(labels: Tensor, share: float, null: int) -> Tensor:
+    """Returns labels (N,) of which a random share is the null class, for classifier-free guidance."""
+    return labels.masked_fill(torch.rand(len(labels)) < share, null)
+
+
 def random_schedules(backbone: str, generator: torch.Generator, num_images: int) -> Labelled:
     """Returns images of the backbone's MaskGIT under schedules drawn uniformly from the action box."""
     env = gym.make_vec(

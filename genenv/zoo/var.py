@@ -9,7 +9,7 @@ from torch import Tensor
 from genenv.data import digits
 from genenv.models.digits_msvq import DigitsMSVQ
 from genenv.models.var import VARTransformer, var_digits
-from genenv.zoo.training import CodebookAverage, Progress, fit
+from genenv.zoo.training import CodebookAverage, Progress, fit, without_some
 
 
 def train_msvq(
@@ -90,8 +90,7 @@ def train_var(
 
     def loss_of(step: int) -> Tensor:
         index = torch.randint(len(images), (batch_size,))
-        label = labels[index].clone()
-        label[torch.rand(batch_size) < label_dropout] = model.num_classes
+        label = without_some(labels[index], label_dropout, model.num_classes)
         with torch.no_grad():
             tokens, accumulated = zip(*tokenizer.quantize.quantise(latents[index], disturb), strict=True)
             maps, target = tokenizer.quantize.maps(accumulated), torch.cat(tokens, dim=1)
