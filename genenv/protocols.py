@@ -34,6 +34,10 @@ class Field:
     low: float
     high: float
 
+    def zeros(self, number: int, device: torch.device) -> Tensor:
+        """Returns the entry of `number` images before anything is known of them."""
+        return torch.zeros(number, *self.shape, dtype=self.dtype, device=device)
+
 
 class Sampler(Protocol[S]):
     """A generation paradigm with its loop opened: one `advance` for each decision of the policy.

@@ -112,8 +112,7 @@ class MaskGITSampler:
             fields["tokens"] = state.tokens.view(-1, self.grid_size, self.grid_size)
         if "features" in names:
             if state.prediction is None:
-                shape = self.fields["features"].shape
-                fields["features"] = torch.zeros(len(state.tokens), *shape, device=state.tokens.device)
+                fields["features"] = self.fields["features"].zeros(len(state.tokens), state.tokens.device)
             else:
                 fields["features"] = state.prediction.features.float()
         return fields

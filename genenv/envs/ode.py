@@ -118,8 +118,7 @@ class ODESampler:
             fields["latents"] = state.latents
         if "features" in names:
             if state.prediction is None:
-                shape = self.fields["features"].shape
-                fields["features"] = state.latents.new_zeros(len(state.latents), *shape)
+                fields["features"] = self.fields["features"].zeros(len(state.latents), state.latents.device)
             else:
                 fields["features"] = state.prediction.features.float()
         return fields

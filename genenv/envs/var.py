@@ -126,8 +126,7 @@ class VARSampler:
             fields["latents"] = state.latents
         if "features" in names:
             if state.prediction is None:
-                shape = self.fields["features"].shape
-                fields["features"] = torch.zeros(len(state.latents), *shape, device=state.latents.device)
+                fields["features"] = self.fields["features"].zeros(len(state.latents), state.latents.device)
             else:
                 fields["features"] = resize(state.prediction.hidden, state.latents.shape[-1])
         return fields
