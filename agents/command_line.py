@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 
-import gymnasium as gym
 from rich.console import Console
 from rich.markup import escape
+
+from genenv.cli import USER_ERRORS
 
 
 def cell(metrics: Mapping[str, float], name: str, form: str = ".3f") -> str:
@@ -20,6 +21,6 @@ def plain_errors() -> Iterator[None]:
     """Turns a user's mistake into one line on the standard error and the exit status 2."""
     try:
         yield
-    except (ValueError, OSError, ImportError, gym.error.Error) as error:
+    except USER_ERRORS as error:
         Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False)
         raise SystemExit(2) from None

@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from genenv.checkpoints import write_text
+from genenv.cli import USER_ERRORS
 from genenv.evaluation import HELD_OUT_SEED, Evaluator, held_out_seed
 from genenv.metrics.intervals import interval
 from genenv.protocols import Actor
@@ -232,7 +233,7 @@ def main(
     try:
         arguments = tyro.cli(arguments_type, description=description)
         finish(run(arguments), arguments.out)
-    except (ValueError, OSError, ImportError, gym.error.Error) as error:
+    except USER_ERRORS as error:
         print(f"{Path(sys.argv[0]).stem}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from genenv.evaluation import Evaluation, Evaluator
 
 DEFAULT_ID = "AdaGen/MaskGIT-v0"
+USER_ERRORS = (ValueError, OSError, ImportError, gym.error.Error)
+"""What a user's mistake raises: every command tells it in one line, and anything else with its traceback."""
 
 
 class CommandError(ValueError):
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, OSError, ImportError, gym.error.Error) as error:
+    except USER_ERRORS as error:
         print(f"genenv {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
