@@ -40,7 +40,7 @@ from agents.losses import gaussian_log_prob, ppo_policy_loss, standardise
 from genenv.checkpoints import is_released, read_state_dict, torch_device, write_text
 from genenv.data import real_like
 from genenv.envs import diffusion, flow, maskgit, var
-from genenv.evaluation import Evaluation, Evaluator, held_out_seed
+from genenv.evaluation import Evaluation, Evaluator, first_seed
 from genenv.guard import verdict
 from genenv.models.policy import PolicyBackbone, released_network
 from genenv.protocols import Observation
@@ -49,7 +49,7 @@ from genenv.rewards import make_reward
 from genenv.rewards.adversarial import AdversarialReward, discriminator
 from genenv.rewards.classifier import make as make_classifier_reward
 from genenv.rewards.mixture import Mixture, as_mixture
-from genenv.rollout import run_episode, static_actor, unwrapped
+from genenv.rollout import run_episode, schedule_actions, static_actor, unwrapped
 from genenv.schedules import ScheduleParam
 from genenv.viz.plots import save_curves, save_samples, save_schedule
 from genenv.viz.report import write_report
@@ -243,7 +243,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.policy = make_network(self.env, config.hidden_dim, len(unwrapped(self.env).sampler.params))
+            self.policy = make_network(self.env, config.hidden_dim, len(schedule_actions(self.env).params))
             self.critic = make_network(self.env, config.hidden_dim, 1)
             self.reward = _make_reward(config, self.env, self.generator)
         self.adversary = self.reward.rewards.get("adversarial")
@@ -411,7 +411,7 @@ def make_network(env: gym.vector.VectorEnv, hidden_dim: int, num_outputs: int) -
         num_outputs=num_outputs,
         hidden_dim=hidden_dim,
         head_dims=(hidden_dim // 4, 2 * hidden_dim, hidden_dim),
-        num_classes=unwrapped(env).sampler.num_classes,
+        num_classes=unwrapped(env).sampler.num_contexts,
     ).to(unwrapped(env).device)
 
 
@@ -424,7 +424,7 @@ def _make_reward(config: Config, env: gym.vector.VectorEnv, generator: torch.Gen
                 "a discriminator learns from real images, which agents.adagen has of the digits only, "
                 f"got backbone {config.backbone!r}: use another reward"
             )
-        network = discriminator(config.backbone, unwrapped(env).sampler.num_classes, generator)
+        network = discriminator(config.backbone, unwrapped(env).sampler.num_contexts, generator)
         return AdversarialReward(network.to(unwrapped(env).device))
 
     spec: Any = config.reward
@@ -470,7 +470,7 @@ def train(config: Config, out: Path, resume: bool = False) -> RunResult:
         )
     trainer = Trainer(config)
     evaluator = Evaluator(config.env_id, config.env_kwargs, config.eval_images)
-    first = held_out_seed(config.seed, config.eval_images)
+    first = first_seed(config.seed, config.eval_images)
     handcrafted = evaluator(static_actor(evaluator.env), first)
     log = MetricsLog(out / "metrics.jsonl")
     if resume:
@@ -533,7 +533,7 @@ def _finish(
         {"hand-crafted": handcrafted.episode.images[:columns], "learned": learned.episode.images[:columns]},
         [str(label) for label in learned.episode.context[:columns].tolist()],
     )
-    static = {p.name: p.static for p in unwrapped(trainer.env).sampler.params}
+    static = {p.name: p.static for p in schedule_actions(trainer.env).params}
     save_schedule(out / "schedule.png", static, learned.episode.schedule)
     save_curves(out / "curves.png", log.read(), baseline=handcrafted.metrics)
     images = trainer.batches * config.num_envs
@@ -606,7 +606,7 @@ def load_networks(run_dir: Path | str, device: str = "cpu") -> Networks:
     config = dataclasses.replace(read_config(Path(run_dir)), device=device)
     state = load_checkpoint(Path(run_dir) / "checkpoint.pt")
     env = gym.make_vec(config.env_id, num_envs=1, reward="none", **config.env_kwargs)
-    num_params = len(unwrapped(env).sampler.params)
+    num_params = len(schedule_actions(env).params)
 
     def network(name: str, num_outputs: int) -> PolicyBackbone:
         model = make_network(env, config.hidden_dim, num_outputs)

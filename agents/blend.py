@@ -15,7 +15,7 @@ from rich.table import Table
 
 from agents.adagen import load_policy, read_config
 from agents.command_line import cell, plain_errors
-from genenv.evaluation import Evaluator, held_out_seed
+from genenv.evaluation import Evaluator, first_seed
 
 METRICS = ("fid", "precision", "recall", "density", "coverage", "accuracy")
 
@@ -36,7 +36,7 @@ def main(arguments: Arguments) -> None:
     """Prints the held-out metrics of each blend, on the same seeds."""
     config = read_config(arguments.run)
     evaluator = Evaluator(config.env_id, config.env_kwargs, arguments.num_images)
-    first = held_out_seed(config.seed, arguments.num_images)
+    first = first_seed(config.seed, arguments.num_images)
     table = Table("lambda", *METRICS, title=f"fidelity of {arguments.run}")
     for fidelity in arguments.fidelity:
         metrics = evaluator(load_policy(arguments.run, fidelity), first).metrics

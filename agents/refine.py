@@ -19,11 +19,12 @@ from torch import Tensor
 
 from agents.adagen import Networks, load_networks
 from agents.command_line import cell, plain_errors
-from genenv.evaluation import held_out_seed
+from genenv.evaluation import first_seed
 from genenv.metrics.judge import Judge
 from genenv.protocols import Context, ForgetfulReward, Reward
-from genenv.rng import BatchRng
+from genenv.rng import BatchRng, Stream
 from genenv.rollout import unwrapped
+from genenv.states import choose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,14 @@ class Refined:
 
 
 @torch.no_grad()
-def refine(env: VectorEnv, networks: Networks, repeats: int, candidates: int, seed: int) -> Refined:
+def refine(
+    env: VectorEnv,
+    networks: Networks,
+    repeats: int,
+    candidates: int,
+    seed: int,
+    stream: Stream = Stream.TRAINING,
+) -> Refined:
     """Generates every image of a batch `repeats` times and keeps the one with the highest reward.
 
     Each attempt looks ahead: a decision is drawn `candidates` times and goes on from the state that the critic values
@@ -54,6 +62,7 @@ def refine(env: VectorEnv, networks: Networks, repeats: int, candidates: int, se
         repeats: attempts for each image.
         candidates: next states for each decision; 1 of both is plain sampling, the environment's images.
         seed: of the first image.
+        stream: what the images are made for.
 
     Raises:
         ValueError: if a number is below 1, or lookahead is asked of deterministic transitions.
@@ -65,10 +74,13 @@ def refine(env: VectorEnv, networks: Networks, repeats: int, candidates: int, se
     if candidates > 1 and not inner.sampler.stochastic:
         raise ValueError(f"candidates must be 1 where transitions are deterministic, got {candidates}")
     seeds = torch.arange(seed, seed + env.num_envs, device=inner.device)
-    context = inner.contexts.draw(BatchRng(seeds))
+    context = inner.contexts.draw(BatchRng(seeds, stream=stream))
     attempts = [
         _lookahead(
-            env, networks, context, [BatchRng(seeds, episode=r * candidates + k) for k in range(candidates)]
+            env,
+            networks,
+            context,
+            [BatchRng(seeds, r * candidates + k, stream=stream) for k in range(candidates)],
         )
         for r in range(repeats)
     ]
@@ -89,7 +101,7 @@ def _lookahead(
     for t in range(sampler.horizon):
         action = networks.policy(_observation(sampler, state, t, context))
         average = action if average is None else torch.lerp(action, average, smoothing)
-        params = inner.decoder(average, t)
+        params = inner.actions(average, t)
         before = _nfe(sampler, state)
         states = [sampler.advance(state, params, stream) for stream in streams]
         nfe += sum(_nfe(sampler, s) - before for s in states)
@@ -100,7 +112,7 @@ def _lookahead(
             values = [networks.critic(_observation(sampler, s, t + 1, context))[:, 0] for s in states]
         else:
             values = [networks.reward(sampler.decode(s), context) for s in states]
-        state = _select(states, torch.stack(values).argmax(0))
+        state = choose(states, torch.stack(values).argmax(0))
     return sampler.decode(state), nfe
 
 
@@ -111,17 +123,6 @@ def _observation(sampler: Any, state: Any, t: int, context: Context) -> dict[str
 
 def _nfe(sampler: Any, state: Any) -> float:
     return sampler.diagnostics(state)["nfe"].float().mean().item()
-
-
-def _select(states: list[Any], index: Tensor) -> Any:
-    """Returns a state that takes image i from states[index[i]]; states are nested dataclasses of tensors."""
-    first = states[0]
-    if isinstance(first, Tensor):
-        return torch.stack(states)[index, torch.arange(len(index), device=index.device)]
-    if not dataclasses.is_dataclass(first):
-        return first
-    fields = {f.name: [getattr(s, f.name) for s in states] for f in dataclasses.fields(first)}
-    return type(first)(**{name: _select(values, index) for name, values in fields.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,7 @@ def main(arguments: Arguments) -> None:
         config.env_id, num_envs=arguments.batch_size, reward="none", contexts="cycle", **config.env_kwargs
     )
     judge = Judge(config.backbone)
-    first = held_out_seed(config.seed, arguments.num_images)
+    first = first_seed(config.seed, arguments.num_images)
     table = Table(title=f"refinement of {arguments.run}, {arguments.num_images} held-out images")
     for column in ("sampling", "fid", "precision", "recall", "accuracy", "network evaluations an image"):
         table.add_column(column, justify="left" if column == "sampling" else "right")
@@ -159,7 +160,7 @@ def main(arguments: Arguments) -> None:
     candidates = arguments.candidates if unwrapped(env).sampler.stochastic else 1
     for r, k in dict.fromkeys(((1, 1), (repeats, 1), (1, candidates), (repeats, candidates))):
         starts = range(0, arguments.num_images, arguments.batch_size)
-        parts = [refine(env, networks, r, k, first + start) for start in starts]
+        parts = [refine(env, networks, r, k, first + start, Stream.HELD_OUT) for start in starts]
         images, context = torch.cat([p.images for p in parts]), torch.cat([p.context for p in parts])
         metrics = judge.measure(images[: arguments.num_images], context[: arguments.num_images])
         values = [cell(metrics, name) for name in ("fid", "precision", "recall", "accuracy")]

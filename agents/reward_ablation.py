@@ -22,7 +22,7 @@ from torch import Tensor
 from agents.adagen import load_policy, read_config
 from agents.command_line import plain_errors
 from genenv.checkpoints import torch_device
-from genenv.evaluation import Evaluation, Evaluator, held_out_seed
+from genenv.evaluation import Evaluation, Evaluator, first_seed
 from genenv.metrics.intervals import interval
 from genenv.rewards.clip import make_hpsv2
 from genenv.rollout import static_actor
@@ -67,14 +67,12 @@ def main(arguments: Arguments) -> None:
 
     labels = []
     for seed in sorted({config.seed for config in configs.values()}):
-        start = held_out_seed(seed, arguments.num_images)
+        start = first_seed(seed, arguments.num_images)
         labels = add(HANDCRAFTED, evaluator(static_actor(evaluator.env), start))
     for run, config in configs.items():
         add(
             _title(config.reward),
-            evaluator(
-                load_policy(run, device=first.device), held_out_seed(config.seed, arguments.num_images)
-            ),
+            evaluator(load_policy(run, device=first.device), first_seed(config.seed, arguments.num_images)),
         )
     table = Table("reward", *METRICS, "hpsv2", "seeds", box=SIMPLE)
     for name, columns in values.items():

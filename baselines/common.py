@@ -21,14 +21,12 @@ from torch import Tensor
 
 from genenv.checkpoints import write_text
 from genenv.cli import USER_ERRORS
-from genenv.evaluation import HELD_OUT_SEED, Evaluator, held_out_seed
+from genenv.evaluation import Evaluator, first_seed
 from genenv.metrics.intervals import interval
 from genenv.protocols import Actor
-from genenv.rollout import run_episode, schedule_actor, unwrapped
+from genenv.rng import Stream
+from genenv.rollout import run_episode, schedule_actions, schedule_actor
 from genenv.schedules import ScheduleParam
-
-TUNING_SEED = HELD_OUT_SEED // 2
-"""Choices between finished schedules use the seeds from here on, searches and training the ones below."""
 
 Report = Callable[[int, int, float], None]
 """Called as report(step, num_steps, best value)."""
@@ -112,7 +110,7 @@ class Bench:
     @property
     def params(self) -> tuple[ScheduleParam, ...]:
         """The environment's schedule parameters."""
-        return unwrapped(self.evaluator.env).sampler.params
+        return schedule_actions(self.evaluator.env).params
 
     def result(
         self,
@@ -124,7 +122,7 @@ class Bench:
         table: Tensor | None = None,
     ) -> Result:
         """Returns the result of an actor found with `images` images; `table` (T, A) is its exact static schedule."""
-        evaluation = self.evaluator(actor, held_out_seed(seed, self.task.num_images))
+        evaluation = self.evaluator(actor, first_seed(seed, self.task.num_images))
         if table is None:
             schedule = {name: value.mean(1).tolist() for name, value in evaluation.episode.schedule.items()}
         else:
@@ -139,11 +137,6 @@ class Bench:
             round(seconds, 1),
             schedule,
         )
-
-
-def tuning_seed(seed: int, num_images: int) -> int:
-    """Returns the first tuning seed of a repetition; repetitions share no image."""
-    return TUNING_SEED + seed * num_images
 
 
 def static_kwargs(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,9 +157,9 @@ class StaticSchedules:
         kwargs = static_kwargs(env_kwargs)
         kwargs |= {"contexts": "cycle", "reward": "none", "autoreset_mode": "Disabled", "output": "torch"}
         self.env = gym.make_vec(env_id, num_envs=batch_size, **kwargs)
-        self.params = unwrapped(self.env).sampler.params
+        self.params = schedule_actions(self.env).params
 
-    def __call__(self, tables: Tensor, num_images: int, seed: int) -> Tensor:
+    def __call__(self, tables: Tensor, num_images: int, seed: int, stream: Stream) -> Tensor:
         """Returns images (P, num_images, C, H, W) of schedules (P, T, A) in physical units.
 
         Every schedule gets the same seeds, seed ... seed + num_images - 1, so that they differ by nothing else.
@@ -179,7 +172,7 @@ class StaticSchedules:
             )  # the surplus of the last batch is cut off
             actor = schedule_actor(tables[index // num_images])
             seeds = (seed + index % num_images).tolist()
-            images.append(run_episode(self.env, actor, seeds, keep_observations=False).images)
+            images.append(run_episode(self.env, actor, seeds, stream, keep_observations=False).images)
         return torch.cat(images)[:total].unflatten(0, (len(tables), num_images))
 
 

@@ -150,7 +150,7 @@ def run(config: Config) -> list[Result]:
         started = time.perf_counter()
         model.learn(2**62, callback=TimeBudget(60 * config.minutes))
         seconds = time.perf_counter() - started
-        images = model.num_timesteps // len(bench.params[0].static)
+        images = model.num_timesteps // unwrapped(bench.evaluator.env).sampler.horizon
         results.append(bench.result(name, seed, actor, images, seconds))
         if config.out is not None:
             save(model, config.out.with_name(f"{config.out.stem}-{seed}.zip"))

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from baselines.common import (
-    TUNING_SEED,
     Bench,
     Report,
     Result,
@@ -25,13 +24,14 @@ from baselines.common import (
     main,
     progress_bar,
     static_kwargs,
-    tuning_seed,
 )
+from genenv.actions import ScheduleActions
 from genenv.checkpoints import load_generator
 from genenv.data import digits
+from genenv.evaluation import first_seed
 from genenv.metrics.frechet import frechet_distance, moments
+from genenv.rng import MAX_SEED, Stream
 from genenv.rollout import schedule_actor
-from genenv.schedules import ActionDecoder
 
 Score = Callable[[Tensor], float]
 """The distance of images (N, C, H, W) from the real ones."""
@@ -137,7 +137,7 @@ def search(
     every generation new ones. There must be a budget for at least one.
     """
     params = generate.params
-    decoder, horizon = ActionDecoder(params), len(params[0].static)
+    decoder, horizon = ScheduleActions(params), len(params[0].static)
     generator = np.random.default_rng(seed)
 
     def decode(points: np.ndarray) -> Tensor:
@@ -147,15 +147,18 @@ def search(
         return torch.stack(steps, dim=1)
 
     def evaluate(points: np.ndarray) -> list[float]:
-        first = int(generator.integers(TUNING_SEED - config.images_per_candidate))
-        return [score(images) for images in generate(decode(points), config.images_per_candidate, first)]
+        first, number = (
+            int(generator.integers(MAX_SEED - config.images_per_candidate)),
+            config.images_per_candidate,
+        )
+        return [score(images) for images in generate(decode(points), number, first, Stream.TRAINING)]
 
     dimension = horizon * len(params)
     points = minimise(
         evaluate, dimension, config.generations, config.popsize, config.sigma, generator, report
     )
     finalists = decode(points)
-    judged = generate(finalists, config.tuning_images, tuning_seed(seed, config.tuning_images))
+    judged = generate(finalists, config.tuning_images, first_seed(seed, config.tuning_images), Stream.TUNING)
     distances = [score(images) for images in judged]
     images = config.generations * config.popsize * config.images_per_candidate + 2 * config.tuning_images
     return finalists[distances.index(min(distances))], images

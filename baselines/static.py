@@ -22,10 +22,11 @@ from baselines.common import (
     main,
     progress_bar,
     static_kwargs,
-    tuning_seed,
 )
-from genenv.rollout import handcrafted, schedule_actor
-from genenv.schedules import ScheduleParam
+from genenv.evaluation import first_seed
+from genenv.rng import Stream
+from genenv.rollout import schedule_actor
+from genenv.schedules import ScheduleParam, handcrafted
 
 GUIDANCE = "guidance_weight"
 
@@ -90,10 +91,12 @@ def run(config: Config) -> list[Result]:
     for seed in range(config.seeds):
         results.append(bench.result("hand-crafted", seed, schedule_actor(static), table=static))
         started = time.perf_counter()
-        first = tuning_seed(seed, config.tuning_images)
+        first = first_seed(seed, config.tuning_images)
 
         def fid(table: Tensor, first: int = first) -> float:
-            return bench.evaluator.judge.fid(generate(table[None], config.tuning_images, first)[0])
+            return bench.evaluator.judge.fid(
+                generate(table[None], config.tuning_images, first, Stream.TUNING)[0]
+            )
 
         with progress_bar(f"guidance grid {seed}") as report:
             tuned = best_schedule(tables, fid, report)

@@ -4,9 +4,9 @@ Importing this package registers the ids, so that `gymnasium.make("AdaGen/MaskGI
 torch: that is loaded when an environment is made.
 """
 
-from genenv.registration import IDS, register_ids
+from genenv.registration import env_ids, register, register_ids
 
 __version__ = "0.1.0"
-__all__ = ["IDS", "__version__"]
+__all__ = ["__version__", "env_ids", "register"]
 
 register_ids()

@@ -14,9 +14,11 @@ from typing import Any
 import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
-from genenv.closed_loop import closed_loop, hand_crafted_params
-from genenv.protocols import Context, Sampler
+from genenv.actions import ScheduleActions
+from genenv.closed_loop import LOOPS, closed_loop
+from genenv.protocols import Context
 from genenv.rng import BatchRng
 from genenv.rollout import unwrapped
 
@@ -45,7 +47,7 @@ class Throughput:
         overhead: share of the environment's time at 64 images that its network calls, made again by themselves, do
             not take. They are all that the sampler asks of its networks, the decoding of the images included.
         closed_loop_speedup: time of the generator's plain loop (see `closed_loop`) over the environment's, at 16
-            images; above 1 the environment is faster.
+            images; above 1 the environment is faster. None for a paradigm that has no such loop.
         separate_loop_speedup: the same over the loop with two guidance calls and a redundant pair at the end.
         images_per_second: {path: {num_envs: finished images a second}}; "native" is GenVectorEnv, "sb3" the
             Stable-Baselines3 adapter where that library is installed.
@@ -60,8 +62,8 @@ class Throughput:
     sampler_steps_per_second: float
     ratio: float
     overhead: float
-    closed_loop_speedup: float
-    separate_loop_speedup: float
+    closed_loop_speedup: float | None
+    separate_loop_speedup: float | None
     images_per_second: dict[str, dict[int, float]]
     peak_memory: dict[int, int]
 
@@ -98,7 +100,8 @@ def measure(
 
     env = make(LOOP_ENVS)
     loops = {"native": _native_episode, "loop": _closed_loop_episode, "separate": _separate_loop_episode}
-    at_16 = _interleaved(env, loops, repeats)
+    has_loop = type(unwrapped(env).sampler) in LOOPS
+    at_16 = _interleaved(env, loops, repeats) if has_loop else None
 
     paths: dict[str, Callable[[VectorEnv], Run]] = {"native": _native_episode}
     if importlib.util.find_spec("stable_baselines3") is not None:
@@ -119,8 +122,8 @@ def measure(
         sampler_steps_per_second=RATIO_ENVS * horizon / statistics.median(at_64["sampler"]),
         ratio=_median_ratio(at_64["sampler"], at_64["native"]),
         overhead=1 - _median_ratio(at_64["network"], at_64["native"]),
-        closed_loop_speedup=_median_ratio(at_16["loop"], at_16["native"]),
-        separate_loop_speedup=_median_ratio(at_16["separate"], at_16["native"]),
+        closed_loop_speedup=None if at_16 is None else _median_ratio(at_16["loop"], at_16["native"]),
+        separate_loop_speedup=None if at_16 is None else _median_ratio(at_16["separate"], at_16["native"]),
         images_per_second=images,
         peak_memory=memory,
     )
@@ -130,10 +133,10 @@ def sampler_states(env: VectorEnv, seed: int = 0) -> Iterator[Any]:
     """Returns an iterator over the T + 1 states of the hand-crafted schedule, from the sampler alone.
 
     Args:
-        env: a GenVectorEnv or wrappers around one; only its sampler, contexts and number of images are used.
+        env: a GenVectorEnv or wrappers around one; only its sampler, actions, contexts and number of images are used.
         seed: image i has the seed `seed + i`.
     """
-    return _states(unwrapped(env).sampler, *_context_and_rng(env, seed))
+    return _states(env, *_context_and_rng(env, seed))
 
 
 @torch.no_grad()
@@ -146,7 +149,7 @@ def network_calls(env: VectorEnv) -> list[Run]:
     for name, value in vars(sampler).items():
         if callable(value):
             setattr(sampler, name, _Recorder(value, calls))
-    *_, last = _states(sampler, *_context_and_rng(env))
+    *_, last = _states(env, *_context_and_rng(env), sampler)
     sampler.decode(last)
     return calls
 
@@ -167,12 +170,28 @@ class _Recorder:
 
 
 @torch.no_grad()
-def _states(sampler: Sampler, context: Context, rng: BatchRng) -> Iterator[Any]:
+def _states(env: VectorEnv, context: Context, rng: BatchRng, sampler: Any = None) -> Iterator[Any]:
+    """Yields the states; `sampler` stands in for the environment's own."""
+    sampler = unwrapped(env).sampler if sampler is None else sampler
+    commands = _default_commands(env)
     state = sampler.start(context, rng)
     yield state
-    for params in hand_crafted_params(sampler.params, context):
-        state = sampler.advance(state, params, rng)
+    for command in commands:
+        state = sampler.advance(state, command, rng)
         yield state
+
+
+def _default_actions(env: VectorEnv) -> list[Tensor]:
+    """Returns the actions (N, ...) of each decision: the hand-crafted schedule, or zeros where there is none."""
+    inner = unwrapped(env)
+    steps = range(inner.sampler.horizon)
+    if isinstance(inner.actions, ScheduleActions):
+        return [inner.actions.handcrafted(env.num_envs, t) for t in steps]
+    return [inner.actions.field.zeros(env.num_envs, inner.device) for _ in steps]
+
+
+def _default_commands(env: VectorEnv) -> list[Any]:
+    return [unwrapped(env).actions(action, t) for t, action in enumerate(_default_actions(env))]
 
 
 def _context_and_rng(env: VectorEnv, seed: int = 0) -> tuple[Context, BatchRng]:
@@ -210,30 +229,26 @@ def _separate_loop_episode(env: VectorEnv) -> Run:
 
 
 def _native_episode(env: VectorEnv) -> Run:
-    inner = unwrapped(env)
-    actions = torch.zeros(env.num_envs, len(inner.sampler.params), device=inner.device)
+    actions = _default_actions(env)
     env.reset(seed=0)
 
     def run() -> None:
-        for _ in range(inner.sampler.horizon):  # the last step resets
-            env.step(actions)
+        for action in actions:  # the last step resets
+            env.step(action)
 
     return run
 
 
 def _sb3_episode(env: VectorEnv) -> Run:
-    import numpy as np
-
     from genenv.integrations.sb3 import GenVecEnv
 
-    horizon = unwrapped(env).sampler.horizon
-    adapter = GenVecEnv(env)
-    actions = np.zeros((env.num_envs, *adapter.action_space.shape), np.float32)  # pyright: ignore
+    adapter, dtype = GenVecEnv(env), env.single_action_space.dtype
+    actions = [action.cpu().numpy().astype(dtype) for action in _default_actions(env)]
     adapter.reset()
 
     def run() -> None:
-        for _ in range(horizon):
-            adapter.step(actions)
+        for action in actions:
+            adapter.step(action)
 
     return run
 

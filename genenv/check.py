@@ -13,11 +13,14 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
+from genenv.actions import ScheduleActions
 from genenv.protocols import Actor
-from genenv.rollout import run_episode, static_actor, unwrapped
+from genenv.rollout import run_episode, schedule_actions, static_actor, unwrapped
 
-SEED = 20
+SEED = 21
 NUM_ENVS = 4
+IMAGE_TOLERANCE = 1e-4
+"""Largest difference of two images whose networks rounded differently."""
 
 Make = Callable[..., Any]
 """Makes the vector environment under test; its arguments are those of `gymnasium.make_vec`."""
@@ -39,14 +42,18 @@ def check(env_id: str, **env_kwargs: Any) -> Iterator[tuple[str, str | None]]:
         merged: dict[str, Any] = {"reward": "none"} | env_kwargs | kwargs
         return gym.make_vec(env_id, num_envs=num_envs, **merged)
 
+    actions = unwrapped(make()).actions
+    refused = "finite" if actions.field.dtype.is_floating_point else "legal"
     promises: dict[str, Callable[[], None]] = {
         "Gymnasium's check_env passes without a warning": lambda: _gymnasium(env_id, env_kwargs),
         "shapes, types and bounds are those of the spaces": lambda: _spaces(make),
         "an image depends on its seed and actions, not on its batch": lambda: _batch_size(make),
         "every autoreset mode hands out the same finished images": lambda: _autoreset(make),
-        "a zero action is the hand-crafted schedule": lambda: _zero_action(make),
-        "an action that is not finite is refused": lambda: _not_finite(make),
+        f"an action that is not {refused} is refused": lambda: _not_legal(make),
     }
+    if isinstance(actions, ScheduleActions):
+        which = "a zero action is" if actions.mode == "residual" else "there is an action for"
+        promises[f"{which} the hand-crafted schedule"] = lambda: _hand_crafted(make)
     for name, promise in promises.items():
         try:
             with warnings.catch_warnings():
@@ -65,7 +72,15 @@ def _require(kept: bool, otherwise: str) -> None:
 
 def _gymnasium(env_id: str, env_kwargs: dict[str, Any]) -> None:
     drawable = importlib.util.find_spec("matplotlib") is not None  # what render_mode="human" needs
-    check_env(gym.make(env_id, **env_kwargs).unwrapped, skip_render_check=not drawable)
+    try:
+        env = gym.make(env_id, **env_kwargs)
+    except ValueError:  # a reward that compares images has none to compare here
+        env_kwargs = env_kwargs | {"reward": "none"}
+        env = gym.make(env_id, **env_kwargs)
+    with warnings.catch_warnings():
+        if env_kwargs.get("action_mode") == "physical":  # physical units are what was asked for
+            warnings.filterwarnings("ignore", message=".*we recommend using a symmetric and normalized space")
+        check_env(env.unwrapped, skip_render_check=not drawable)
 
 
 def _spaces(make: Make) -> None:
@@ -96,12 +111,21 @@ def _spaces(make: Make) -> None:
 
 
 def _batch_size(make: Make) -> None:
-    env, single = make(), make(1)
+    env = make(reward="none")
     actions = _random_actions(env)
-    together = run_episode(env, _replay(actions), SEED).images
-    for i in range(env.num_envs):
-        alone = run_episode(single, _replay(actions[:, i : i + 1]), SEED + i).images
-        _require(torch.allclose(alone[0], together[i], atol=1e-4), f"image {i} changes with the batch size")
+    together = run_episode(env, _replay(actions), SEED)
+    half, order = env.num_envs // 2, list(reversed(range(env.num_envs)))
+    batches = [[i] for i in range(env.num_envs)] + [order[:half], order[half:], order]
+    for batch in batches:
+        episode = run_episode(
+            make(len(batch), reward="none"), _replay(actions[:, batch]), [SEED + i for i in batch]
+        )
+        for place, i in enumerate(batch):
+            for name in ("context", "group"):
+                alone, found = getattr(together, name)[i], getattr(episode, name)[place]
+                _require(bool(alone == found), f"{name} of image {i} changes with its batch")
+            same = torch.allclose(episode.images[place], together.images[i], atol=IMAGE_TOLERANCE)
+            _require(same, f"image {i} changes with its batch")
 
 
 def _autoreset(make: Make) -> None:
@@ -125,22 +149,26 @@ def _autoreset(make: Make) -> None:
             )
 
 
-def _zero_action(make: Make) -> None:
+def _hand_crafted(make: Make) -> None:
     env = make()
     schedule = run_episode(env, static_actor(env), SEED).schedule
-    for param in unwrapped(env).sampler.params:
+    for param in schedule_actions(env).params:
         wanted = param.static.float()[:, None].to(schedule[param.name].device)
         _require(
             bool((schedule[param.name] == wanted).all()), f"{param.name} differs from its static schedule"
         )
 
 
-def _not_finite(make: Make) -> None:
+def _not_legal(make: Make) -> None:
     env = make()
-    for bad in (float("nan"), float("inf")):
+    field = unwrapped(env).actions.field
+    continuous = field.dtype.is_floating_point
+    for bad in (
+        (float("nan"), float("inf")) if continuous else (-1, float(torch.as_tensor(field.high).max()) + 1)
+    ):
         env.reset(seed=SEED)
-        action = static_actor(env)({}).clone()
-        action[-1, 0] = bad
+        action = _random_actions(env)[0]
+        action[-1].view(-1)[0] = bad
         try:
             env.step(action)
         except ValueError:
@@ -149,13 +177,13 @@ def _not_finite(make: Make) -> None:
 
 
 def _random_actions(env: Any) -> Tensor:
-    """Returns actions (T, N, A) from the action box."""
+    """Returns actions (T, N, ...) from the action space."""
     env.action_space.seed(SEED)
     actions = [env.action_space.sample() for _ in range(env.unwrapped.sampler.horizon)]
     return torch.as_tensor(np.stack(actions), device=env.unwrapped.device)
 
 
 def _replay(actions: Tensor) -> Actor:
-    """Returns an actor that plays actions (T, N, A) one after the other."""
+    """Returns an actor that plays actions (T, N, ...) one after the other."""
     steps = iter(actions)
     return lambda observation: next(steps)

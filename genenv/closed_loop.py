@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genenv.actions import Schedule
+from genenv.conditions import Condition, both
 from genenv.envs.maskgit import MaskGITSampler
 from genenv.envs.ode import ODESampler
 from genenv.envs.raster_ar import RasterSampler
@@ -27,8 +29,7 @@ from genenv.envs.var import VARSampler
 from genenv.filters import keep_top_k, keep_top_p
 from genenv.protocols import Context, Sampler
 from genenv.rng import BatchRng, categorical, gumbel
-from genenv.rollout import handcrafted
-from genenv.schedules import ScheduleParam
+from genenv.schedules import ScheduleParam, handcrafted
 from genenv.solvers import Evaluation
 
 
@@ -38,14 +39,14 @@ def closed_loop(sampler: Sampler, context: Context, rng: BatchRng, separate: boo
 
     Args:
         sampler: whose networks and settings are used, one of the types in `LOOPS`.
-        context: (N,) int64 class labels.
+        context: (N,) int64.
         rng: the streams of the N images.
         separate: two guidance calls and a redundant pair at the end, in place of what the released loop does.
     """
     return LOOPS[type(sampler)](sampler, context, rng, separate)
 
 
-def hand_crafted_params(params: Sequence[ScheduleParam], context: Context) -> list[dict[str, Tensor]]:
+def hand_crafted_params(params: Sequence[ScheduleParam], context: Context) -> list[Schedule]:
     """Returns the hand-crafted schedule, {name: (N,) float64} for each decision."""
     names = [param.name for param in params]
     table = handcrafted(params).to(context.device)  # (T, A)
@@ -53,10 +54,10 @@ def hand_crafted_params(params: Sequence[ScheduleParam], context: Context) -> li
 
 
 def _maskgit(sampler: MaskGITSampler, context: Context, rng: BatchRng, separate: bool) -> Tensor:
-    null = torch.full_like(context, sampler.num_classes)
+    given, null = both(sampler.condition, context).chunk(2)
     tokens = torch.full((len(context), sampler.length), sampler.mask_id, device=context.device)
     sampled = tokens
-    conditional, _ = sampler.network(tokens, context)
+    conditional, _ = sampler.network(tokens, given)
     for t, params in enumerate(hand_crafted_params(sampler.params, context)):
         unconditional, _ = sampler.network(tokens, null)
         weight, temperature = (
@@ -72,7 +73,7 @@ def _maskgit(sampler: MaskGITSampler, context: Context, rng: BatchRng, separate:
         num_masked = (params["mask_ratio"] * sampler.length).floor().long().clamp(max=sampler.length - 1)
         cutoff = confidence.sort(-1).values.gather(-1, num_masked[:, None])
         tokens = sampled.masked_fill(confidence < cutoff, sampler.mask_id)
-        conditional, _ = sampler.network(tokens, context)
+        conditional, _ = sampler.network(tokens, given)
     if separate:
         sampler.network(tokens, null)
     return sampler.detokenise(sampled.view(-1, sampler.grid_size, sampler.grid_size)).float()
@@ -80,8 +81,8 @@ def _maskgit(sampler: MaskGITSampler, context: Context, rng: BatchRng, separate:
 
 def _var(sampler: VARSampler, context: Context, rng: BatchRng, separate: bool) -> Tensor:
     transformer, quantiser, last = sampler.transformer, sampler.quantiser, sampler.horizon - 1
-    groups = _label_groups(context, sampler.num_classes, separate)
-    caches = [transformer.new_cache(len(labels)) for labels in groups]
+    groups = _condition_groups(sampler.condition, context, separate)
+    caches = [transformer.new_cache(len(condition)) for condition in groups]
     latents = torch.zeros(len(context), *quantiser.latent_shape, device=context.device)
     maps = torch.zeros(len(context), 0, quantiser.latent_shape[0], device=context.device)
 
@@ -89,8 +90,8 @@ def _var(sampler: VARSampler, context: Context, rng: BatchRng, separate: bool) -
         repeats = len(groups[0]) // len(context)
         return torch.cat(
             [
-                transformer(maps.repeat(repeats, 1, 1), labels, scale, cache)[0].float()
-                for labels, cache in zip(groups, caches, strict=True)
+                transformer(maps.repeat(repeats, 1, 1), condition, scale, cache)[0].float()
+                for condition, cache in zip(groups, caches, strict=True)
             ]
         )
 
@@ -110,8 +111,8 @@ def _var(sampler: VARSampler, context: Context, rng: BatchRng, separate: bool) -
 
 
 def _raster(sampler: RasterSampler, context: Context, rng: BatchRng, separate: bool) -> Tensor:
-    groups = _label_groups(context, sampler.num_classes, separate)
-    caches = [sampler.new_cache(len(labels)) for labels in groups]
+    groups = _condition_groups(sampler.condition, context, separate)
+    caches = [sampler.new_cache(len(condition)) for condition in groups]
     tokens, newest = [], context.new_zeros(len(context), 0)
 
     def predict(position: int) -> Tensor:
@@ -119,9 +120,13 @@ def _raster(sampler: RasterSampler, context: Context, rng: BatchRng, separate: b
         return torch.cat(
             [
                 sampler.read(
-                    newest.repeat(repeats, 1), labels if position == 0 else None, position, cache, slice(None)
+                    newest.repeat(repeats, 1),
+                    condition if position == 0 else None,
+                    position,
+                    cache,
+                    slice(None),
                 )[0].float()
-                for labels, cache in zip(groups, caches, strict=True)
+                for condition, cache in zip(groups, caches, strict=True)
             ]
         )
 
@@ -142,8 +147,8 @@ def _raster(sampler: RasterSampler, context: Context, rng: BatchRng, separate: b
 
 
 def _ode(sampler: ODESampler, context: Context, rng: BatchRng, separate: bool) -> Tensor:
-    null, guided = torch.full_like(context, sampler.num_classes), sampler.guided_channels
-    latents, memory = rng.at(0).normal(*sampler.fields["latents"].shape).float(), None
+    (given, null), guided = both(sampler.condition, context).chunk(2), sampler.guided_channels
+    latents, memory = sampler.noise(rng), None
     first, *decisions = hand_crafted_params(sampler.params, context)
     time = sampler.path.limit(first["time"])
     for params in decisions:
@@ -151,7 +156,7 @@ def _ode(sampler: ODESampler, context: Context, rng: BatchRng, separate: bool) -
         goal = sampler.path.limit(params["time"], time)
         for _ in range(sampler.solver.per_decision):
             network_time = (sampler.time_scale * time).float()
-            conditional, _ = sampler.network(latents, network_time, context)
+            conditional, _ = sampler.network(latents, network_time, given)
             unconditional, _ = sampler.network(latents, network_time, null)
             output = conditional.float() + weight * (conditional.float() - unconditional.float())
             output[:, guided:] = conditional[:, guided:]
@@ -159,15 +164,15 @@ def _ode(sampler: ODESampler, context: Context, rng: BatchRng, separate: bool) -
             latents, memory = sampler.solver.step(sampler.path, now, memory, goal)
             time = goal
     if separate:
-        sampler.network(latents, (sampler.time_scale * time).float(), context)
+        sampler.network(latents, (sampler.time_scale * time).float(), given)
         sampler.network(latents, (sampler.time_scale * time).float(), null)
     return sampler.decoder(latents).float()
 
 
-def _label_groups(context: Context, null: int, separate: bool) -> list[Tensor]:
-    """Returns the labels with and without the class: of two calls, or of one."""
-    halves = [context, torch.full_like(context, null)]
-    return halves if separate else [torch.cat(halves)]
+def _condition_groups(condition: Condition, context: Context, separate: bool) -> list[Tensor]:
+    """Returns what the network is given with the context and without: for two calls, or for one."""
+    rows = both(condition, context)
+    return list(rows.chunk(2)) if separate else [rows]
 
 
 LOOPS: dict[type, Callable[[Any, Context, BatchRng, bool], Tensor]] = {

@@ -7,26 +7,27 @@ from collections.abc import Sequence
 from numbers import Integral
 
 import torch
+from torch import Tensor
 
 from genenv.protocols import Context
-from genenv.rng import BatchRng
-
-CONTEXT_DRAW = 1
-"""The `purpose` under which contexts draw."""
+from genenv.rng import BatchRng, Purpose
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassLabels:
-    """Chooses the class labels of an episode.
+class Contexts:
+    """Chooses the context of every image of an episode: the number of a class, or of a prompt.
+
+    A context depends on the image's own seed and episode, never on the batch.
 
     Attributes:
-        num_classes: labels are 0 ... num_classes - 1.
-        plan: "uniform" draws each label from the image's own stream. "cycle" gives seed plus episode modulo the
-            number of classes, so that consecutive seeds are balanced. "grouped:G" draws one label for every G
-            neighbouring images, for group-relative methods. A list of labels is dealt out by seed plus episode.
+        names: what there is to show, such as class names; contexts are 0 ... len(names) - 1.
+        plan: "uniform" draws each context from the image's own stream. "cycle" gives seed plus episode modulo their
+            number, so that consecutive seeds are balanced. "grouped:G" draws one context for all images whose seed
+            divided by G is the same whole number, for group-relative methods. A list of contexts is dealt out by seed
+            plus episode.
     """
 
-    num_classes: int
+    names: Sequence[str]
     plan: str | Sequence[int] = "uniform"
 
     def __post_init__(self):
@@ -43,25 +44,38 @@ class ClassLabels:
         if not isinstance(self.plan, str):
             self.check(self.plan)
 
-    def check(self, labels: Sequence[int]) -> None:
-        """Raises ValueError unless there are labels and all of them exist."""
-        if len(labels) == 0:
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def group_size(self) -> int | None:
+        """G of a "grouped:G" plan, None of another."""
+        grouped = isinstance(self.plan, str) and self.plan.startswith("grouped:")
+        return int(str(self.plan).removeprefix("grouped:")) if grouped else None
+
+    def check(self, contexts: Sequence[int]) -> None:
+        """Raises ValueError unless there are contexts and all of them exist."""
+        if len(contexts) == 0:
             raise ValueError("contexts must name at least one label, got an empty list")
-        for label in labels:
-            if not isinstance(label, Integral) or not 0 <= int(label) < self.num_classes:
-                raise ValueError(f"context must be a label in 0..{self.num_classes - 1}, got {label!r}")
+        for context in contexts:
+            if not isinstance(context, Integral) or isinstance(context, bool) or not 0 <= context < len(self):  # type: ignore[operator]
+                raise ValueError(f"context must be a label in 0..{len(self) - 1}, got {context!r}")
 
     def draw(self, rng: BatchRng) -> Context:
-        """Returns the labels (N,) int64 of an episode."""
-        if not isinstance(self.plan, str):
-            labels = torch.as_tensor(list(self.plan), device=rng.seeds.device)
-            return labels[(rng.seeds + rng.episode) % len(labels)]
+        """Returns the contexts (N,) int64 of an episode."""
         if self.plan == "cycle":
-            return (rng.seeds + rng.episode) % self.num_classes
-        labels = (rng.uniform(1, purpose=CONTEXT_DRAW)[:, 0] * self.num_classes).long()
-        if self.plan == "uniform":
-            return labels
-        group = int(self.plan.removeprefix("grouped:"))
-        if len(labels) % group:
-            raise ValueError(f"num_envs must be a multiple of the group size {group}, got {len(labels)}")
-        return labels[::group].repeat_interleave(group)
+            return (rng.seeds + rng.episode) % len(self)
+        if not isinstance(self.plan, str):
+            given = torch.as_tensor(list(self.plan), device=rng.seeds.device)
+            return given[(rng.seeds + rng.episode) % len(given)]
+        if self.group_size is not None:
+            rng = dataclasses.replace(rng, seeds=rng.seeds // self.group_size)
+        return (rng.uniform(1, purpose=Purpose.CONTEXT)[:, 0] * len(self)).long()
+
+    def group(self, rng: BatchRng, context: Context) -> Tensor:
+        """Returns the number of each image's group (N,) int64: those that a group-relative reward compares.
+
+        Of a "grouped:G" plan it is the seed divided by G, so that two groups of one context stay two; of another plan
+        images of one context are a group.
+        """
+        return context if self.group_size is None else rng.seeds // self.group_size

@@ -12,16 +12,15 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-import genenv
 from genenv.checkpoints import torch_device
 from genenv.metrics.cost import flops_per_image
 from genenv.metrics.intervals import Interval, student
 from genenv.metrics.judge import Judge, Measurement, check_number
 from genenv.protocols import Actor
+from genenv.registration import defaults
+from genenv.rng import BatchRng, Stream
 from genenv.rollout import Episode, generate, unwrapped
 
-HELD_OUT_SEED = 10**12
-"""Image i of an evaluation has the seed HELD_OUT_SEED + i; training stays below."""
 LABEL_PLAN = "cycle"
 """Seed modulo the number of classes: consecutive seeds are balanced."""
 KEPT_IMAGES = 2000
@@ -30,9 +29,9 @@ COUNTED_IMAGES = 8
 """Images over which floating point operations are counted."""
 
 
-def held_out_seed(repetition: int, num_images: int) -> int:
+def first_seed(repetition: int, num_images: int) -> int:
     """Returns the first held-out seed of a repetition; repetitions of as many images share none."""
-    return HELD_OUT_SEED + repetition * num_images
+    return repetition * num_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Evaluation:
         reference_sha256: of the file of the real images' statistics.
         num_images: images of each repetition.
         label_plan: `LABEL_PLAN`.
-        seeds: first and last.
+        seeds: first and last, of the held-out stream.
         intervals: {metric: 95 % interval}, where one was asked for and can be told.
         nfe: network evaluations an image, None where the generator does not count them.
         images_per_second: generated and judged.
@@ -102,7 +101,7 @@ class Evaluator:
     Images are generated and judged batch by batch, so memory does not grow with their number.
 
     Args:
-        env_id: a registered id, with or without the prefix "genenv:".
+        env_id: a registered id, or "module:id".
         env_kwargs: what the policy was trained with; contexts, reward and autoreset are set here.
         num_images: images for each evaluation.
         batch_size: images at once.
@@ -120,10 +119,7 @@ class Evaluator:
         batch_size: int = 250,
         protocol: str | None = None,
     ):
-        name = env_id.removeprefix("genenv:")
-        if name not in genenv.IDS:
-            raise ValueError(f"env_id must be one of {', '.join(genenv.IDS)}, got {env_id!r}")
-        kwargs = dict(genenv.IDS[name]) | dict(env_kwargs or {})
+        kwargs = defaults(env_id) | dict(env_kwargs or {})
         kwargs |= {"contexts": LABEL_PLAN, "reward": "none", "autoreset_mode": "Disabled", "output": "torch"}
         self.num_images = num_images
         self.backbone: str = kwargs["backbone"]
@@ -135,15 +131,15 @@ class Evaluator:
     def __call__(
         self,
         actor: Actor,
-        seed: int = HELD_OUT_SEED,
+        seed: int = 0,
         *,
         intervals: bool = False,
         progress: Callable[[int], object] | None = None,
     ) -> Evaluation:
-        """Returns the evaluation of an actor on the seeds seed ... seed + num_images - 1.
+        """Returns the evaluation of an actor on the held-out seeds seed ... seed + num_images - 1.
 
         Args:
-            actor: maps observations to actions (N, A).
+            actor: maps observations to actions (N, ...).
             seed: of the first image.
             intervals: resample the images for intervals, which takes as long as judging some thousand.
             progress: called with the number of images of every batch.
@@ -153,11 +149,11 @@ class Evaluator:
         kept, spent = [], torch.zeros((), dtype=torch.float64, device=unwrapped(self.env).device)
         for start in range(0, self.num_images, self.env.num_envs):
             size = min(self.env.num_envs, self.num_images - start)
-            batch = generate(self.env, actor, size, seed + start)
+            batch = generate(self.env, actor, size, seed + start, Stream.HELD_OUT)
             measurement.update(batch.images, batch.context)
             if start + size <= KEPT_IMAGES or not kept:
                 kept.append(batch)
-            spent += batch.diagnostics["nfe"].sum() if "nfe" in batch.diagnostics else torch.nan
+            spent += batch.diagnostics["nfe"][-1].sum() if "nfe" in batch.diagnostics else torch.nan
             if progress is not None:
                 progress(size)
         nfe = spent.item() / self.num_images  # waits for the device
@@ -180,9 +176,18 @@ class Evaluator:
 
     def flops(self, evaluation: Evaluation) -> float:
         """Returns the floating point operations an image, of the generator alone: see `genenv.metrics.cost`."""
-        episode, first = evaluation.episode.first(COUNTED_IMAGES), evaluation.seeds[0]
+        episode, first, inner = (
+            evaluation.episode.first(COUNTED_IMAGES),
+            evaluation.seeds[0],
+            unwrapped(self.env),
+        )
         seeds = torch.arange(first, first + len(episode.context), device=episode.context.device)
-        return flops_per_image(unwrapped(self.env).sampler, episode.schedule, episode.context, seeds)
+        commands = [
+            {name: value[t] for name, value in episode.schedule.items()} or inner.actions(action, t)
+            for t, action in enumerate(episode.actions)
+        ]
+        rng = BatchRng(seeds, stream=Stream.HELD_OUT)
+        return flops_per_image(inner.sampler, commands, episode.context, rng)
 
 
 def evaluate(
@@ -190,7 +195,7 @@ def evaluate(
     actor: Actor,
     env_kwargs: Mapping[str, Any] | None = None,
     num_images: int = 2000,
-    seed: int = HELD_OUT_SEED,
+    seed: int = 0,
 ) -> Evaluation:
     """Returns the held-out evaluation of an actor: the one-call form of `Evaluator`."""
     return Evaluator(env_id, env_kwargs, num_images)(actor, seed)

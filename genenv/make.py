@@ -14,7 +14,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from genenv.checkpoints import torch_device
-from genenv.contexts import ClassLabels
+from genenv.contexts import Contexts
 from genenv.protocols import Sampler
 from genenv.rewards import make_reward
 from genenv.single_env import GenEnv
@@ -86,6 +86,11 @@ def _checked(make: Callable[..., VectorEnv]) -> Callable[..., VectorEnv]:
     return checked
 
 
+def context_names(backbone: str, number: int) -> tuple[str, ...]:
+    """Returns the names of what a backbone can show; numbers where its tier does not name as many."""
+    return tuple(str(i) for i in range(number))
+
+
 @_checked
 def vector(
     num_envs: int = 1,
@@ -144,7 +149,7 @@ def vector(
     )
     env: VectorEnv = GenVectorEnv(
         generator,
-        ClassLabels(generator.num_classes, contexts),
+        Contexts(context_names(backbone, generator.num_contexts), contexts),
         num_envs,
         observe=observe,
         action_mode=action_mode,

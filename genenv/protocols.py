@@ -6,54 +6,87 @@ Axes: N images, T decisions, A schedule parameters, C x H x W pixels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from genenv.fields import Field
 from genenv.rng import BatchRng
-from genenv.schedules import ScheduleParam
 
 Observation: TypeAlias = dict[str, Tensor]
 Context: TypeAlias = Tensor
-"""What an image is asked to show: class labels (N,) int64."""
-
-Actor: TypeAlias = Callable[[Observation], Tensor]
-"""Maps a batch of observations to actions (N, A)."""
-
-S = TypeVar("S")
+"""What an image is asked to show: the number of a class or a prompt, (N,) int64."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Field:
-    """One entry of an observation: its shape for one image, its type and its bounds."""
+class Decision:
+    """An actor's action with what it wants kept beside it.
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    low: float
-    high: float
+    Attributes:
+        action: (N, ...).
+        extra: {name: (N, ...)}, such as the action's log-probability; `Episode.extras` collects it.
+    """
 
-    def zeros(self, number: int, device: torch.device) -> Tensor:
-        """Returns the entry of `number` images before anything is known of them."""
-        return torch.zeros(number, *self.shape, dtype=self.dtype, device=device)
+    action: Tensor
+    extra: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-class Sampler(Protocol[S]):
+Actor: TypeAlias = Callable[[Observation], Tensor | Decision]
+"""Maps a batch of observations to actions (N, ...), or to a `Decision` that holds them."""
+
+S = TypeVar("S")
+C = TypeVar("C")
+
+
+class Actions(Protocol[C]):
+    """What an action is: how it looks to an agent, and which command it gives to a sampler.
+
+    Attributes:
+        field: the space in which an agent acts.
+        legal: what is accepted, at least `field`.
+    """
+
+    field: Field
+    legal: Field
+
+    def __call__(self, action: Tensor, t: int) -> C:
+        """Returns the command of actions (N, ...) at decision t; ValueError names an env whose action is not legal."""
+        ...
+
+    def report(self, command: C) -> dict[str, Tensor]:
+        """Returns {name: (N,)} of a command, for `info`."""
+        ...
+
+
+class Sampler(Protocol[S, C]):
     """A generation paradigm with its loop opened: one `advance` for each decision of the policy.
 
     States are frozen dataclasses of tensors with leading axis N, so an old state stays valid and may be advanced
-    again. No method draws from anything but the `rng` it is given.
+    again. No method draws from anything but the `rng` it is given, and only `start` draws with `Purpose.START`.
+
+    Attributes:
+        horizon: decisions T.
+        num_contexts: what there is to show.
+        image_shape: (C, H, W).
+        stochastic: whether `advance` draws: only then is there a choice of next states for the same action.
+        fields: what `observe` returns: the partial result under its own name, and "features" (L, D).
     """
 
-    params: tuple[ScheduleParam, ...]
     horizon: int
-    num_classes: int
     image_shape: tuple[int, int, int]
     stochastic: bool
-    """Whether `advance` draws: only then is there a choice of next states for the same action."""
     fields: dict[str, Field]
-    """What `observe` returns: the partial result under its own name, and "features" (L, D)."""
+
+    @property
+    def num_contexts(self) -> int:
+        """How many contexts there are."""
+        ...
+
+    def actions(self, mode: str, device: torch.device) -> Actions[C]:
+        """Returns how actions become commands, such as `genenv.actions.ScheduleActions`."""
+        ...
 
     def start(self, context: Context, rng: BatchRng) -> S:
         """Returns the state before the first decision."""
@@ -63,8 +96,8 @@ class Sampler(Protocol[S]):
         """Returns the named fields. Makes no network call."""
         ...
 
-    def advance(self, state: S, params: dict[str, Tensor], rng: BatchRng) -> S:
-        """Returns the state after one decision with schedule parameters {name: (N,)} in physical units."""
+    def advance(self, state: S, command: C, rng: BatchRng) -> S:
+        """Returns the state after one decision."""
         ...
 
     def decode(self, state: S) -> Tensor:
@@ -76,7 +109,7 @@ class Sampler(Protocol[S]):
         ...
 
     def diagnostics(self, state: S) -> dict[str, Tensor]:
-        """Returns {name: (N,)} for `info`."""
+        """Returns {name: (N,)} for `info`, the same names at every decision."""
         ...
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from genenv.protocols import Actor, Observation
-from genenv.schedules import ScheduleParam
+from genenv.actions import ScheduleActions
+from genenv.protocols import Actor, Decision, Observation
+from genenv.rng import Stream
+from genenv.schedules import handcrafted
 from genenv.vector_env import GenVectorEnv
 
-PER_DECISION = ("observations", "actions", "schedule")
+COMPONENT, SCHEDULE = "reward/", "schedule/"
+"""How the names of a reward's components, and of schedule parameters, begin in `info`."""
+FINAL = ("image", "context", "group")
+"""What `info` holds of finished images alone."""
+PER_DECISION = ("observations", "actions", "rewards", "diagnostics", "extras")
 """Fields of an episode whose first axis is the decision; the images' axis is the second there."""
 
 
@@ -23,22 +29,37 @@ class Episode:
     """One episode of N images.
 
     Attributes:
-        observations: {name: (T, N, ...)}, what the policy saw before each decision.
-        actions: (T, N, A).
-        schedule: {name: (T, N)}, the parameters in physical units.
-        rewards: (N,), paid at the end.
+        observations: {name: (T, N, ...)}, what the policy saw before each decision; empty where not kept.
+        actions: (T, N, ...).
+        rewards: (T, N), paid after each decision.
+        diagnostics: {name: (T, N)}, what the environment says of each decision, parameters as "schedule/<name>".
+        extras: {name: (T, N, ...)}, what the actor handed out beside its actions.
+        components: {name: (N,)}, each component of the terminal reward.
         images: (N, C, H, W) in [0, 1].
         context: (N,).
-        diagnostics: {name: (N,)} of the last step, with each reward component.
+        group: (N,), which images a group-relative reward compares.
     """
 
     observations: Observation
     actions: Tensor
-    schedule: dict[str, Tensor]
     rewards: Tensor
+    diagnostics: dict[str, Tensor]
+    extras: dict[str, Tensor]
+    components: dict[str, Tensor]
     images: Tensor
     context: Tensor
-    diagnostics: dict[str, Tensor]
+    group: Tensor
+
+    @property
+    def returns(self) -> Tensor:
+        """The sum of each image's rewards, (N,)."""
+        return self.rewards.sum(0)
+
+    @property
+    def schedule(self) -> dict[str, Tensor]:
+        """The parameters in physical units, {name: (T, N)}; empty where the actions are no schedule."""
+        named = {name: value for name, value in self.diagnostics.items() if name.startswith(SCHEDULE)}
+        return {name.removeprefix(SCHEDULE): value for name, value in named.items()}
 
     def first(self, number: int) -> Episode:
         """Returns the episode of the first images alone."""
@@ -51,7 +72,7 @@ class Episode:
         return Episode(**{f.name: cut(f.name) for f in dataclasses.fields(self)})
 
     @staticmethod
-    def concatenate(episodes: list[Episode]) -> Episode:
+    def concatenate(episodes: Sequence[Episode]) -> Episode:
         """Returns episodes of the same environment as one of all their images."""
         first = episodes[0]
 
@@ -65,16 +86,27 @@ class Episode:
         return Episode(**{f.name: join(f.name) for f in dataclasses.fields(first)})
 
 
+def schedule_actions(env: VectorEnv) -> ScheduleActions:
+    """Returns how the actions of an environment become schedule parameters.
+
+    Raises:
+        ValueError: if its actions are no schedule.
+    """
+    actions = unwrapped(env).actions
+    if not isinstance(actions, ScheduleActions):
+        raise ValueError(
+            f"the actions of {env} are no schedule but {type(actions).__name__}: they have no parameters"
+        )
+    return actions
+
+
 def static_actor(env: VectorEnv) -> Actor:
-    """Returns the actor of the hand-crafted schedule: zero, always (residual actions only)."""
-    shape = (env.num_envs, len(unwrapped(env).sampler.params))
-    zeros = torch.zeros(shape, device=unwrapped(env).device)
-    return lambda observation: zeros
-
-
-def handcrafted(params: Sequence[ScheduleParam]) -> Tensor:
-    """Returns the hand-crafted schedule (T, A) float64 in physical units."""
-    return torch.stack([param.static.double() for param in params], dim=1)
+    """Returns the actor of the hand-crafted schedule; residual actions need no observation, physical ones "step"."""
+    actions, number = schedule_actions(env), env.num_envs
+    if actions.mode == "residual":
+        zeros = actions.handcrafted(number, 0)
+        return lambda observation: zeros
+    return schedule_actor(handcrafted(actions.params))
 
 
 def schedule_actor(table: Tensor) -> Actor:
@@ -94,64 +126,95 @@ def schedule_actor(table: Tensor) -> Actor:
 
 @torch.no_grad()
 def run_episode(
-    env: VectorEnv, actor: Actor, seed: int | Sequence[int] | None = None, keep_observations: bool = True
+    env: VectorEnv,
+    actor: Actor,
+    seed: int | Sequence[int] | None = None,
+    stream: Stream = Stream.TRAINING,
+    keep_observations: bool = True,
 ) -> Episode:
     """Plays one episode from reset to end in every environment.
 
     Args:
         env: a torch GenVectorEnv or wrappers around one, in any autoreset mode.
-        actor: maps observations to actions (N, A).
+        actor: maps observations to actions (N, ...), or to a `Decision` with extras to be kept.
         seed: of `env.reset`; without one the next episode of the current seeds is played.
+        stream: what the images are made for; only with a seed.
         keep_observations: leave out where memory matters.
     """
-    observation, _ = env.reset(seed=seed)  # type: ignore[arg-type]
-    observations, actions, infos = [], [], []
-    reward = torch.zeros(env.num_envs)
+    observation = _reset(env, seed, stream)
+    observations, decisions, rewards, infos = [], [], [], []
     for _ in range(unwrapped(env).sampler.horizon):
         if keep_observations:
             observations.append(observation)
-        actions.append(actor(observation))
-        observation, reward, _, _, info = env.step(actions[-1])
+        chosen = actor(observation)
+        decisions.append(chosen if isinstance(chosen, Decision) else Decision(chosen))
+        observation, reward, _, _, info = env.step(decisions[-1].action)
+        rewards.append(reward)
         infos.append(info.get("final_info", info))
     final = infos[-1]
-    names = [name for name in final if name.startswith("schedule/")]
-    diagnostics = {
-        name: value
-        for name, value in final.items()
-        if not name.startswith(("_", "schedule/")) and name not in ("image", "context")
-    }
+    names = [
+        name
+        for name, value in infos[0].items()
+        if isinstance(value, Tensor) and not name.startswith(("_", COMPONENT)) and name not in FINAL
+    ]
+    components = {n.removeprefix(COMPONENT): final[n] for n in final if n.startswith(COMPONENT)}
     return Episode(
-        observations={k: torch.stack([o[k] for o in observations]) for k in (observations or [{}])[0]},
-        actions=torch.stack(actions),
-        schedule={n.removeprefix("schedule/"): torch.stack([info[n] for info in infos]) for n in names},
-        rewards=reward,
+        observations=_stack(observations),
+        actions=torch.stack([decision.action for decision in decisions]),
+        rewards=torch.stack(rewards),
+        diagnostics=_stack([{name: info[name] for name in names} for info in infos]),
+        extras=_stack([decision.extra for decision in decisions]),
+        components=components,
         images=final["image"],
         context=final["context"],
-        diagnostics=diagnostics,
+        group=final["group"],
     )
 
 
-def generate(env: VectorEnv, actor: Actor, num_images: int, seed: int = 0) -> Episode:
+def _stack(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([step[name] for step in steps]) for name in (steps[0] if steps else {})}
+
+
+def _reset(env: VectorEnv, seed: int | Sequence[int] | None, stream: Stream) -> Observation:
+    options = None if seed is None else {"stream": stream}
+    return env.reset(seed=seed, options=options)[0]  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def replay(
+    env: VectorEnv, actions: Tensor, seed: int | Sequence[int], stream: Stream = Stream.TRAINING
+) -> Iterator[Observation]:
+    """Yields what a policy saw before each decision of an episode whose actions are known.
+
+    Observations with features are large; here only one decision's are held at a time.
+
+    Args:
+        env: as of `run_episode`.
+        actions: (T, N, ...), those that were played.
+        seed: of the episode.
+        stream: of the episode.
+    """
+    observation = _reset(env, seed, stream)
+    for t, action in enumerate(actions):
+        yield observation
+        if t + 1 < len(actions):
+            observation = env.step(action)[0]
+
+
+def generate(
+    env: VectorEnv, actor: Actor, num_images: int, seed: int = 0, stream: Stream = Stream.TRAINING
+) -> Episode:
     """Returns `num_images` images with the seeds seed ... seed + num_images - 1, whatever the batch size.
 
-    The last batch may be larger than what is left of it; the surplus is cut off.
+    The last batch may be larger than what is left of it; the surplus is cut off. Observations are not kept.
     """
     if num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
     episodes = [
-        run_episode(env, actor, seed + start, keep_observations=False)
+        run_episode(env, actor, seed + start, stream, keep_observations=False)
         for start in range(0, num_images, env.num_envs)
     ]
-    whole = Episode.concatenate(episodes)
-    return Episode(
-        observations=whole.observations,
-        actions=whole.actions[:, :num_images],
-        schedule={k: v[:, :num_images] for k, v in whole.schedule.items()},
-        rewards=whole.rewards[:num_images],
-        images=whole.images[:num_images],
-        context=whole.context[:num_images],
-        diagnostics={k: v[:num_images] for k, v in whole.diagnostics.items()},
-    )
+    return Episode.concatenate(episodes).first(num_images)
 
 
 def unwrapped(env: VectorEnv) -> GenVectorEnv:

@@ -1,8 +1,9 @@
-"""Schedule parameters: their legal ranges, their hand-crafted values, and how an action moves them."""
+"""Schedule parameters: their legal ranges and their hand-crafted values."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -35,9 +36,18 @@ UNIT = Bijector(torch.sigmoid, torch.logit, 0.0, 1.0)
 POSITIVE = Bijector(F.softplus, _inverse_softplus, 0.0, math.inf)
 
 
+def _scaled_sigmoid(x: Tensor, high: float) -> Tensor:
+    return high * torch.sigmoid(x)
+
+
+def _scaled_logit(y: Tensor, high: float) -> Tensor:
+    return torch.logit(y / high)
+
+
 def scaled_unit(high: float) -> Bijector:
     """Returns the map onto (0, high), a sigmoid times `high`."""
-    return Bijector(lambda x: high * torch.sigmoid(x), lambda y: torch.logit(y / high), 0.0, high)
+    forward, inverse = (functools.partial(f, high=high) for f in (_scaled_sigmoid, _scaled_logit))
+    return Bijector(forward, inverse, 0.0, high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,65 +81,9 @@ class ScheduleParam:
         return self.bijector.low, high if math.isfinite(high) else 10 * max(1.0, self.static.max().item())
 
 
-class ActionDecoder:
-    """Maps actions to schedule parameters.
-
-    `residual`: p_t = g(g^-1(static_t) + span * a_t), with g the bijector (AdaGen, sec. on residual actions). A zero
-    is the static schedule, bit for bit.
-    `physical`: the action holds the parameters themselves.
-
-    Args:
-        params: the A schedule parameters.
-        mode: "residual" or "physical".
-        device: where actions arrive.
-    """
-
-    def __init__(
-        self, params: Sequence[ScheduleParam], mode: str = "residual", device: torch.device | str = "cpu"
-    ):
-        if mode not in ("residual", "physical"):
-            raise ValueError(f"action_mode must be 'residual' or 'physical', got {mode!r}")
-        self.params, self.mode = tuple(params), mode
-        self._static = torch.stack([p.static.double() for p in params], dim=1).to(device)  # (T, A)
-        self._base = torch.stack([p.bijector.inverse(p.static.double()) for p in params], dim=1).to(device)
-        self._span = torch.tensor([p.span for p in params], dtype=torch.float64, device=device)
-        self._low, self._high = torch.tensor([p.limits for p in params], dtype=torch.float64, device=device).T
-
-    def __call__(self, action: Tensor, t: int) -> dict[str, Tensor]:
-        """Returns {name: (N,) float64} in physical units for actions (N, A) at decision t.
-
-        Raises:
-            ValueError: if an action is not finite, or a physical one is outside its parameter's limits.
-        """
-        action = action.double()
-        legal = action.isfinite()
-        if self.mode == "physical":
-            legal &= (action >= self._low) & (action <= self._high)  # beyond, logits overflow
-        if not bool(legal.all()):
-            raise ValueError(self._complaint(action, legal))
-        if self.mode == "physical":
-            return {p.name: action[:, i] for i, p in enumerate(self.params)}
-        moved = self._base[t] + self._span * action
-        static = self._static[t].expand_as(action)
-        return {
-            p.name: torch.where(action[:, i] == 0, static[:, i], p.bijector.forward(moved[:, i]))
-            for i, p in enumerate(self.params)
-        }
-
-    def encode(self, physical: Tensor, t: int) -> Tensor:
-        """Returns the actions (N, A) whose parameters are `physical` (N, A): the inverse of a call."""
-        physical = physical.double()
-        if self.mode == "physical":
-            return physical
-        columns = [p.bijector.inverse(physical[:, i]) for i, p in enumerate(self.params)]
-        return (torch.stack(columns, dim=1) - self._base[t]) / self._span
-
-    def _complaint(self, action: Tensor, legal: Tensor) -> str:
-        env, i = (~legal).nonzero()[0].tolist()
-        param, value = self.params[i], action[env, i].item()
-        finite = math.isfinite(value)
-        rule = "must lie in [{}, {}]".format(*param.limits) if finite else "must be finite"
-        return f"action of env {env}: {param.name} {rule}, got {value}"
+def handcrafted(params: Sequence[ScheduleParam]) -> Tensor:
+    """Returns the hand-crafted schedule (T, A) float64 in physical units."""
+    return torch.stack([param.static.double() for param in params], dim=1)
 
 
 def constant(value: float, horizon: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,25 +15,27 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from genenv.contexts import ClassLabels
-from genenv.protocols import Field, Observation, Sampler
-from genenv.rng import BatchRng
-from genenv.schedules import ActionDecoder
+from genenv.contexts import Contexts
+from genenv.fields import Field, choice
+from genenv.protocols import Context, Observation, Sampler
+from genenv.rng import MAX_SEED, BatchRng, Stream
 
 RENDER_MODES = ("rgb_array", "human")
+STREAMS = {stream.name.lower(): stream for stream in Stream}
+"""What `options["stream"]` names."""
 
 
 class GenVectorEnv(VectorEnv):
     """N images, each an episode of exactly T decisions.
 
     Every step takes one action for each image and all episodes end together: `terminated` is true at step T,
-    `truncated` never. The reward is 0; a reward wrapper pays one at T. The finished images are in `info["image"]`
-    at T and their contexts in `info["context"]`. With `autoreset_mode="SameStep"` both are in
-    `info["final_info"]`, and the last observation in `info["final_obs"]`.
+    `truncated` never. The reward is 0; a reward wrapper pays one. The finished images are in `info["image"]` at T,
+    their contexts in `info["context"]` and their groups in `info["group"]`. With `autoreset_mode="SameStep"` they are
+    in `info["final_info"]`, and the last observation in `info["final_obs"]`.
 
     Args:
-        sampler: the generator.
-        contexts: which label each image gets.
+        sampler: the generator; it says what an action is.
+        contexts: what each image is asked to show.
         num_envs: N.
         observe: names of the observation's entries: the sampler's fields, "step", "context", "prev_action".
         action_mode: "residual" moves the hand-crafted schedule, zero leaving it; "physical" sets the parameters.
@@ -46,7 +50,7 @@ class GenVectorEnv(VectorEnv):
     def __init__(
         self,
         sampler: Sampler,
-        contexts: ClassLabels,
+        contexts: Contexts,
         num_envs: int = 1,
         *,
         observe: Sequence[str] | None = None,
@@ -76,21 +80,20 @@ class GenVectorEnv(VectorEnv):
         }
         self.sampler, self.contexts, self.num_envs = sampler, contexts, num_envs
         self.output, self.device, self.render_mode = output, torch.device(device), render_mode
-        self.decoder = ActionDecoder(sampler.params, action_mode, device)
+        if len(contexts) != sampler.num_contexts:
+            raise ValueError(
+                f"contexts must have a name for each of the generator's {sampler.num_contexts}, got {len(contexts)}"
+            )
+        self.actions = sampler.actions(action_mode, self.device)
         self._frame, self._show = frame, show
 
-        num_params, largest = len(sampler.params), float(torch.finfo(torch.float32).max)
-        if action_mode == "residual":
-            low, high = np.full(num_params, -1.0), np.full(num_params, 1.0)
-        else:
-            low, high = np.array([p.limits for p in sampler.params]).T
-        self.single_action_space = spaces.Box(
-            low.astype(np.float32), high.astype(np.float32), dtype=np.float32
-        )
-        available: dict[str, gym.Space] = {name: _box(field) for name, field in sampler.fields.items()}
-        available["step"] = spaces.Discrete(sampler.horizon + 1)
-        available["context"] = spaces.Discrete(contexts.num_classes)
-        available["prev_action"] = _box(Field((num_params,), torch.float32, -largest, largest))
+        self.single_action_space = _space(self.actions.field)
+        fields = sampler.fields | {
+            "step": choice(sampler.horizon + 1),
+            "context": choice(len(contexts)),
+            "prev_action": self.actions.legal,
+        }
+        available = {name: _space(field) for name, field in fields.items()}
         partial_result = next(iter(sampler.fields))
         self.observe = tuple(observe) if observe is not None else (partial_result, "step", "context")
         for name in self.observe:
@@ -103,39 +106,55 @@ class GenVectorEnv(VectorEnv):
         self._state: Any = None
         self._shown: Any = None
         self._step = sampler.horizon
-        self._rng = BatchRng(torch.zeros(0, dtype=torch.int64), episode=-1)
+        self._rng: BatchRng | None = None
+        self._context = self._group = torch.zeros(0, dtype=torch.int64)
 
     @property
     def current_step(self) -> int:
         """Decisions taken in the current episode, T where it is over."""
         return self._step
 
+    @property
+    def rng(self) -> BatchRng:
+        """The random streams of the current episode's images; exploration draws from them with `Purpose.POLICY`."""
+        if self._rng is None:
+            raise gym.error.ResetNeeded("call reset() before rng is asked for")
+        return self._rng
+
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Starts an episode in every environment.
 
+        A call that is refused leaves the environment as it was.
+
         Args:
             seed: an integer gives image i the seed `seed + i`; a sequence gives each its own. Without one, the
                 images go on to the next episode of their seeds.
-            options: "context", a label or N labels, in place of the environment's own choice; "reset_mask", which
-                must be all True, since episodes run in lockstep.
+            options: "context", a label or N labels, in place of the environment's own choice; "stream", what the images
+                are made for: "training" (default), "tuning" or "held_out", whose random numbers differ whatever the
+                seed (kept until the next seed); "reset_mask", which must be all True, since episodes run in lockstep.
+
+        Raises:
+            ValueError: if seed or options are not of this kind.
         """
         options = options or {}
-        unknown = set(options) - {"context", "reset_mask"}
+        unknown = set(options) - {"context", "stream", "reset_mask"}
         if unknown:
-            raise ValueError(f"reset options must be among 'context', 'reset_mask', got {sorted(unknown)}")
+            raise ValueError(
+                f"reset options must be among 'context', 'stream', 'reset_mask', got {sorted(map(str, unknown))}"
+            )
         mask = options.get("reset_mask")
         if mask is not None and not np.all(np.asarray(mask)):
             raise ValueError(
                 "reset_mask must be all True: the episodes of this environment run in lockstep, "
                 f"got {np.asarray(mask).tolist()}"
             )
-        if seed is not None or self._rng.episode < 0:
-            self._rng = BatchRng(self._seeds(seed), episode=0)
-        else:
-            self._rng = BatchRng(self._rng.seeds, episode=self._rng.episode + 1)
-        self._begin(options.get("context"))
+        rng = self._next_rng(seed, options.get("stream"))
+        context = None if options.get("context") is None else self._given(options["context"])
+        if isinstance(seed, int | np.integer):
+            super().reset(seed=int(seed))
+        self._begin(rng, context)
         self._show_if_human()
         return self._convert(self._observe()), {}
 
@@ -143,11 +162,12 @@ class GenVectorEnv(VectorEnv):
         """Takes one decision for every image.
 
         Args:
-            actions: (N, A).
+            actions: (N, ...), (N, A) of a schedule.
 
         Raises:
             gymnasium.error.ResetNeeded: after the end of an episode, with autoreset disabled.
-            ValueError: if the actions have the wrong shape, are not finite or not legal.
+            ValueError: if the actions have the wrong shape or type or are not legal, or an image came out that is
+                not made of finite numbers.
         """
         if self._step == self.sampler.horizon:
             if self._state is None or self.autoreset_mode is not AutoresetMode.NEXT_STEP:
@@ -156,28 +176,25 @@ class GenVectorEnv(VectorEnv):
                     if self._state is not None
                     else "call reset() before step()"
                 )
-            self._rng = BatchRng(self._rng.seeds, episode=self._rng.episode + 1)
-            self._begin(None)
+            self._begin(self._next_rng(None, None), None)
             self._show_if_human()
             return self._transition(self._observe(), done=False, info={})
 
         actions = self.check_actions(actions)
-        params = self.decoder(actions, self._step)
+        command = self.actions(actions, self._step)
         with torch.no_grad():
-            self._state = self.sampler.advance(self._state, params, self._rng)
+            self._state = self.sampler.advance(self._state, command, self.rng)
         self._step += 1
-        self._prev_action = actions.float().clone()  # the caller may reuse its tensor
+        self._prev_action = actions.to(self.actions.field.dtype).clone()  # the caller may reuse its tensor
         self._show_if_human()
         observation = self._observe()
-        info = self.sampler.diagnostics(self._state)
-        info |= {f"schedule/{name}": value.float() for name, value in params.items()}
+        info = self.sampler.diagnostics(self._state) | self.actions.report(command)
         done = self._step == self.sampler.horizon
         if done:
-            info |= {"image": self._images(), "context": self._state.context}
+            info |= {"image": self._images(), "context": self._context, "group": self._group}
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 info = {"final_obs": observation, "final_info": self._masked(info)}
-                self._rng = BatchRng(self._rng.seeds, episode=self._rng.episode + 1)
-                self._begin(None)  # render() goes on showing the finished image
+                self._begin(self._next_rng(None, None), None)  # render() goes on showing the finished image
                 observation = self._observe()
         return self._transition(observation, done, self._masked(info))
 
@@ -208,43 +225,58 @@ class GenVectorEnv(VectorEnv):
         if self.render_mode == "human":
             self.render()
 
-    def _seeds(self, seed: int | Sequence[int] | None) -> Tensor:
+    def _next_rng(self, seed: Any, stream: str | Stream | None) -> BatchRng:
+        """Returns the streams of the next episode: of new seeds, or the next one of the present seeds."""
+        if stream is not None and not isinstance(stream, Stream) and stream not in STREAMS:
+            raise ValueError(f"options['stream'] must be one of {', '.join(STREAMS)}, got {stream!r}")
+        chosen = STREAMS[stream] if isinstance(stream, str) else stream
+        if seed is not None or self._rng is None:
+            return BatchRng(self._seeds(seed), stream=Stream.TRAINING if chosen is None else chosen)
+        if chosen is not None:
+            raise ValueError(f"options['stream'] needs a seed, got {stream!r} without one")
+        return dataclasses.replace(self._rng, episode=self._rng.episode + 1)
+
+    def _seeds(self, seed: Any) -> Tensor:
         if seed is None:
             seeds = self.np_random.integers(2**31, size=self.num_envs).tolist()
-        elif isinstance(seed, int | np.integer):
-            super().reset(seed=int(seed))
-            seeds = range(int(seed), int(seed) + self.num_envs)
+        elif np.ndim(seed) == 0:
+            first = _whole_number(seed)
+            seeds = range(first, first + self.num_envs)
         else:
-            seeds = [int(s) for s in seed]
+            seeds = [_whole_number(s) for s in seed]
             if len(seeds) != self.num_envs:
                 raise ValueError(f"seed must be one integer or {self.num_envs} of them, got {len(seeds)}")
+        if min(seeds) < 0 or max(seeds) > MAX_SEED:
+            raise ValueError(f"seeds must lie in 0..2**63-1, got {seed!r} for {self.num_envs} images")
         return torch.tensor(list(seeds), dtype=torch.int64, device=self.device)
 
-    def _begin(self, labels: Any) -> None:
-        if labels is None:
-            context = self.contexts.draw(self._rng)
-        else:
-            labels = labels.cpu() if isinstance(labels, Tensor) else labels
-            given = np.asarray(labels).reshape(-1).tolist()
-            self.contexts.check(given)
-            if len(given) not in (1, self.num_envs):
-                raise ValueError(
-                    f"options['context'] must hold 1 or {self.num_envs} labels, got {len(given)}"
-                )
-            context = torch.tensor(given, dtype=torch.int64, device=self.device).expand(self.num_envs).clone()
+    def _given(self, labels: Any) -> Context:
+        """Returns the contexts (N,) that the caller asks for."""
+        labels = labels.cpu() if isinstance(labels, Tensor) else labels
+        given = np.asarray(labels).reshape(-1).tolist()
+        self.contexts.check(given)
+        if len(given) not in (1, self.num_envs):
+            raise ValueError(f"options['context'] must hold 1 or {self.num_envs} labels, got {len(given)}")
+        return torch.tensor(given, dtype=torch.int64, device=self.device).expand(self.num_envs).clone()
+
+    def _begin(self, rng: BatchRng, context: Context | None) -> None:
+        """Starts an episode; contexts that were asked for are their own groups."""
+        drawn = self.contexts.draw(rng) if context is None else context
         with torch.no_grad():
-            self._state = self.sampler.start(context, self._rng)
-        self._step = 0
-        self._prev_action = torch.zeros(self.num_envs, len(self.sampler.params), device=self.device)
+            state = self.sampler.start(drawn, rng)
+        self._rng, self._state, self._step = rng, state, 0
+        self._context, self._group = drawn, self.contexts.group(rng, drawn) if context is None else drawn
+        self._prev_action = self.actions.field.zeros(self.num_envs, self.device)
 
     def check_actions(self, actions: Tensor | np.ndarray) -> Tensor:
-        """Returns actions (N, A) as a tensor on the device; ValueError for a wrong shape, type or device."""
-        actions = torch.as_tensor(actions)
-        expected = (self.num_envs, len(self.sampler.params))
+        """Returns actions (N, ...) as a tensor on the device; ValueError for a wrong shape, type or device."""
+        actions, field = torch.as_tensor(actions), self.actions.field
+        expected = (self.num_envs, *field.shape)
         if tuple(actions.shape) != expected:
             raise ValueError(f"actions must have shape {expected}, got {tuple(actions.shape)}")
-        if not actions.is_floating_point():
-            raise ValueError(f"actions must be floating point, got {actions.dtype}")
+        if actions.is_floating_point() != field.dtype.is_floating_point or actions.dtype == torch.bool:
+            wanted = "floating point" if field.dtype.is_floating_point else "whole numbers"
+            raise ValueError(f"actions must be {wanted}, got {actions.dtype}")
         if actions.device.type != self.device.type and self.output == "torch":
             raise ValueError(
                 f"actions must be on {self.device}, got {actions.device}; move them with .to(env.device)"
@@ -255,13 +287,21 @@ class GenVectorEnv(VectorEnv):
         fields = self.sampler.observe(self._state, self.observe)
         n = self.num_envs
         fields["step"] = torch.full((n,), self._step, device=self.device)
-        fields["context"] = self._state.context
+        fields["context"] = self._context
         fields["prev_action"] = self._prev_action
         return {name: fields[name] for name in self.observe}
 
     def _images(self) -> Tensor:
         with torch.no_grad():
-            return self.sampler.decode(self._state)
+            images = self.sampler.decode(self._state)
+        finite = images.flatten(1).isfinite().all(1)
+        if not bool(finite.all()):
+            env = int((~finite).nonzero()[0])
+            raise ValueError(
+                f"the image of env {env} (seed {self.rng.seeds[env].item()}) holds numbers that are not finite: its "
+                "actions were too large for the generator, or the generator is damaged; call reset()"
+            )
+        return images
 
     def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
         """Adds Gymnasium's `_name` masks, which say whose entry is set: everybody's, in lockstep."""
@@ -287,6 +327,22 @@ def to_numpy(value: Any) -> Any:
     return value.cpu().numpy().copy()
 
 
-def _box(field: Field) -> spaces.Box:
-    dtype = np.int64 if field.dtype == torch.int64 else np.float32
-    return spaces.Box(field.low, field.high, field.shape, dtype)
+def _whole_number(seed: Any) -> int:
+    """Returns a seed as an int: whole numbers of any library, and arrays of one."""
+    value = seed.item() if isinstance(seed, Tensor | np.ndarray) else seed
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"seed must be a whole number, got {seed!r}") from None
+
+
+def _space(field: Field) -> spaces.Space:
+    """Returns the space of one image's field: a Discrete where it is a choice, else a Box."""
+    if field.shape == () and not field.dtype.is_floating_point:
+        assert field.low == 0, f"a choice must start at 0, got {field}"
+        return spaces.Discrete(int(field.high) + 1)  # type: ignore[arg-type]
+    dtype = np.float32 if field.dtype.is_floating_point else np.int64
+    low, high = (np.broadcast_to(np.array(b, dtype), field.shape).copy() for b in (field.low, field.high))
+    return spaces.Box(low, high, field.shape, dtype)

@@ -13,7 +13,7 @@ from genenv.check import CheckFailed
 def test_list_shows_every_id_with_its_parameters_rewards_and_licence(capsys):
     assert cli.main(["list"]) == 0
     shown = capsys.readouterr().out
-    for env_id in genenv.IDS:
+    for env_id in genenv.env_ids():
         assert env_id in shown
     assert "mask_ratio, mask_temperature, token_temperature, guidance_weight" in shown
     assert "loo_fid" in shown
@@ -31,7 +31,7 @@ def test_check_fails_where_a_promise_is_broken(capsys, monkeypatch):
     def broken(make):
         raise CheckFailed("0.3 instead of 0.4")
 
-    monkeypatch.setattr("genenv.check._zero_action", broken)
+    monkeypatch.setattr("genenv.check._hand_crafted", broken)
     assert cli.main(["check"]) == 1
     assert "FAIL a zero action is the hand-crafted schedule: 0.3 instead of 0.4\n" in capsys.readouterr().out
 
@@ -95,7 +95,7 @@ def test_evaluate_says_where_its_numbers_come_from(capsys, tmp_path):
     assert rows["protocol"] == "digits"
     assert rows["judge"] == f"sha256 {found['judge_sha256']}"
     assert rows["reference"] == f"sha256 {found['reference_sha256']}"
-    assert rows["images"] == f"100, seeds {found['seeds'][0]} to {found['seeds'][1]}"
+    assert rows["images"] == f"100, held-out seeds {found['seeds'][0]} to {found['seeds'][1]}"
     assert rows["labels"] == "cycle: balanced"
     assert rows["cost"].startswith(
         f"{found['nfe']:.1f} network evaluations, {found['flops'] / 1e9:.3g} GFLOPs"

@@ -1,13 +1,15 @@
 import pytest
 import torch
 
-from genenv.contexts import ClassLabels
+from genenv.contexts import Contexts
 from genenv.rng import BatchRng
 
+NAMES = [f"class {i}" for i in range(10)]
 
-def draw(plan, num_envs=12, first_seed=0, episode=0, num_classes=10):
+
+def draw(plan, num_envs=12, first_seed=0, episode=0):
     seeds = torch.arange(first_seed, first_seed + num_envs)
-    return ClassLabels(num_classes, plan).draw(BatchRng(seeds, episode=episode))
+    return Contexts(NAMES, plan).draw(BatchRng(seeds, episode=episode))
 
 
 def test_uniform_labels_take_every_class_equally_often():
@@ -29,15 +31,32 @@ def test_cycled_labels_are_seed_plus_episode():
     assert draw("cycle", 12, first_seed=3, episode=5).tolist() == [(8 + i) % 10 for i in range(12)]
 
 
-def test_grouped_labels_are_shared_by_neighbours_and_differ_between_groups():
-    groups = draw("grouped:4", 400).view(100, 4)
-    assert (groups == groups[:, :1]).all()
-    assert len(groups[:, 0].unique()) == 10
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 12])
+def test_a_group_is_the_seeds_of_one_quotient_wherever_the_batch_begins(size):
+    whole = draw(f"grouped:{size}", 480)
+    for first in range(0, 480, size):
+        assert len(whole[first : first + size].unique()) == 1
+    assert len(whole[::size].unique()) >= 9
+    for first, number in ((101, 1), (100, 3), (57, 20), (size, size)):
+        assert torch.equal(draw(f"grouped:{size}", number, first_seed=first), whole[first : first + number])
 
 
-def test_groups_must_fill_the_batch():
-    with pytest.raises(ValueError, match="num_envs must be a multiple of the group size 5, got 12"):
-        draw("grouped:5", 12)
+def test_groups_draw_anew_in_every_episode():
+    assert not torch.equal(draw("grouped:4", 40), draw("grouped:4", 40, episode=1))
+
+
+def test_two_groups_of_one_label_stay_two():
+    contexts, rng = Contexts(NAMES[:1], "grouped:3"), BatchRng(torch.arange(2, 9))
+    context = contexts.draw(rng)
+    assert context.tolist() == [0] * 7
+    assert contexts.group(rng, context).tolist() == [0, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("plan", ["uniform", "cycle", [4, 4, 1]])
+def test_without_groups_the_images_of_one_context_are_one(plan):
+    contexts, rng = Contexts(NAMES, plan), BatchRng(torch.arange(6))
+    context = contexts.draw(rng)
+    assert torch.equal(contexts.group(rng, context), context)
 
 
 def test_listed_labels_are_dealt_out_in_turn():
@@ -50,15 +69,15 @@ def test_an_unknown_plan_is_refused(plan):
     with pytest.raises(
         ValueError, match=f"contexts must be 'uniform', 'cycle', 'grouped:G' or .*, got '{plan}'"
     ):
-        ClassLabels(10, plan)
+        Contexts(NAMES, plan)
 
 
-@pytest.mark.parametrize("label", [10, -1])
+@pytest.mark.parametrize("label", [10, -1, True, 1.0, "3"])
 def test_a_label_that_does_not_exist_is_refused(label):
-    with pytest.raises(ValueError, match=rf"context must be a label in 0..9, got {label}"):
-        ClassLabels(10, [0, label])
+    with pytest.raises(ValueError, match=rf"context must be a label in 0..9, got {label!r}"):
+        Contexts(NAMES, [0, label])
 
 
 def test_an_empty_list_of_labels_is_refused():
     with pytest.raises(ValueError, match="contexts must name at least one label"):
-        ClassLabels(10, [])
+        Contexts(NAMES, [])

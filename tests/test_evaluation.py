@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from genenv import evaluation as module
-from genenv.evaluation import HELD_OUT_SEED, Evaluator, evaluate, held_out_seed, pool
+from genenv.evaluation import Evaluator, evaluate, first_seed, pool
 from genenv.metrics.intervals import student
+from genenv.rng import Stream
 from genenv.rollout import generate, static_actor
 
 ENV_ID = "AdaGen/MaskGIT-v0"
@@ -42,7 +43,7 @@ def test_an_evaluation_says_where_its_numbers_come_from(evaluator, evaluation):
         "reference_sha256": extractor.reference.sha256,
         "num_images": 100,
         "label_plan": "cycle",
-        "seeds": [HELD_OUT_SEED, HELD_OUT_SEED + 99],
+        "seeds": [0, 99],
         "intervals": {},
         "nfe": 8.0,
         "repetitions": 1,
@@ -50,7 +51,7 @@ def test_an_evaluation_says_where_its_numbers_come_from(evaluator, evaluation):
 
 
 def test_images_judged_batch_by_batch_are_worth_as_much_as_all_at_once(evaluator, evaluation):
-    episode = generate(evaluator.env, static_actor(evaluator.env), 100, HELD_OUT_SEED)
+    episode = generate(evaluator.env, static_actor(evaluator.env), 100, stream=Stream.HELD_OUT)
     assert torch.equal(episode.images, evaluation.episode.images)
     at_once = evaluator.judge.measure(episode.images, episode.context)
     assert evaluation.metrics == pytest.approx(at_once, rel=1e-4)
@@ -86,18 +87,18 @@ def test_the_one_call_form_evaluates_the_same(evaluation):
 
 
 def test_other_seeds_give_other_images(evaluator, evaluation):
-    other = evaluator(static_actor(evaluator.env), held_out_seed(1, 100))
+    other = evaluator(static_actor(evaluator.env), first_seed(1, 100))
     assert other.episode.context.bincount().tolist() == [10] * 10
     assert not torch.equal(other.episode.images, evaluation.episode.images)
 
 
 def test_repetitions_are_pooled_with_students_interval(evaluator, evaluation):
-    other = evaluator(static_actor(evaluator.env), held_out_seed(1, 100))
+    other = evaluator(static_actor(evaluator.env), first_seed(1, 100))
     pooled, values = pool([evaluation, other]), (evaluation.metrics["fid"], other.metrics["fid"])
     assert pooled.metrics["fid"] == pytest.approx(sum(values) / 2)
     assert pooled.intervals.keys() == NAMES
     assert pooled.intervals["fid"] == student(values)
-    assert pooled.seeds == (HELD_OUT_SEED, HELD_OUT_SEED + 199)
+    assert pooled.seeds == (0, 199)
     assert (pooled.num_images, pooled.repetitions, pooled.nfe) == (100, 2, 8.0)
     assert pool([other]) is other
 
@@ -117,10 +118,9 @@ def test_counting_operations_leaves_a_generator_with_a_cache_as_it_was():
 
 
 @pytest.mark.parametrize("num_images", [1, 100, 2000])
-def test_repetitions_share_no_seed_with_each_other_or_with_training(num_images):
-    seeds = [range(first, first + num_images) for first in (held_out_seed(k, num_images) for k in range(5))]
+def test_repetitions_share_no_seed(num_images):
+    seeds = [range(first, first + num_images) for first in (first_seed(k, num_images) for k in range(5))]
     assert len(set().union(*seeds)) == 5 * num_images
-    assert min(min(s) for s in seeds) == HELD_OUT_SEED > 2**32
 
 
 @pytest.mark.parametrize("env_id", ["AdaGen/MaskGIT-v0", "genenv:AdaGen/MaskGIT-v0"])
@@ -138,10 +138,29 @@ def test_too_few_images_are_refused_before_a_generator_is_loaded(monkeypatch):
         Evaluator("AdaGen/MaskGIT-v0", num_images=64)
 
 
-@pytest.mark.parametrize("env_id", ["Nope", "other:AdaGen/MaskGIT-v0"])
-def test_an_unknown_id_is_refused(env_id):
-    with pytest.raises(ValueError, match=f"env_id must be one of AdaGen/MaskGIT-v0, .*, got '{env_id}'"):
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("Nope", "env_id must be one of AdaGen/MaskGIT-v0, .*, got 'Nope'"),
+        ("CartPole-v1", "env_id must be one of AdaGen/MaskGIT-v0, .*, got 'CartPole-v1'"),
+        ("AdaGen/MaskGTI-v0", "got 'AdaGen/MaskGTI-v0'; did you mean 'AdaGen/MaskGIT-v0'"),
+        (
+            "nomodule:AdaGen/MaskGIT-v0",
+            "'nomodule:AdaGen/MaskGIT-v0' cannot be loaded: No module named 'nomodule'",
+        ),
+    ],
+)
+def test_an_unknown_id_is_refused(env_id, message):
+    with pytest.raises(ValueError, match=message):
         Evaluator(env_id)
+
+
+def test_held_out_images_share_no_random_number_with_training_and_tuning(evaluator):
+    actor = static_actor(evaluator.env)
+    images = [generate(evaluator.env, actor, 20, 5, stream).images for stream in Stream]
+    for i, one in enumerate(images):
+        for other in images[:i]:
+            assert not (one == other).flatten(1).all(1).any()
 
 
 def test_a_protocol_of_another_tier_is_refused():

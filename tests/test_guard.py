@@ -12,7 +12,8 @@ METRICS = {"fid": 3.0, "recall": 0.5, "accuracy": 0.9}
 
 def evaluation(brightness, **metrics):
     images = torch.full((4, 1, 8, 8), brightness)
-    episode = Episode({}, torch.zeros(0), {}, torch.zeros(4), images, torch.zeros(4).long(), {})
+    nothing, context = torch.zeros(1, 4), torch.zeros(4).long()
+    episode = Episode({}, nothing, nothing, {}, {}, {}, images, context, context)
     return Evaluation(
         metrics={name: value for name, value in (METRICS | metrics).items() if value is not None},
         episode=episode,

@@ -9,6 +9,7 @@ from gymnasium.envs.registration import EnvSpec
 
 import genenv
 from genenv.make import single
+from genenv.registration import defaults
 from genenv.rewards.mixture import Mixture
 from genenv.wrappers.vector import EMAActionSmoothing, TerminalReward
 
@@ -39,7 +40,7 @@ def test_registering_again_changes_nothing():
     assert gym.registry == before
 
 
-@pytest.mark.parametrize("env_id", genenv.IDS)
+@pytest.mark.parametrize("env_id", genenv.env_ids())
 def test_a_spec_survives_json(env_id):
     spec = gym.make(env_id, **KWARGS).spec
     restored = EnvSpec.from_json(spec.to_json())
@@ -157,7 +158,7 @@ def test_a_single_environment_refuses_what_only_a_batch_has(name, value):
 
 
 def test_a_single_environment_accepts_what_it_is_anyway():
-    env = single(**genenv.IDS[ENV_ID] | {"output": "numpy", "autoreset_mode": "Disabled", "reward": "none"})
+    env = single(**defaults(ENV_ID) | {"output": "numpy", "autoreset_mode": "Disabled", "reward": "none"})
     assert env.reset(seed=0)[0]["tokens"].shape == (4, 4)
 
 

@@ -1,10 +1,18 @@
 import dataclasses
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
-from genenv.rollout import Episode, generate, run_episode, static_actor, unwrapped
+from genenv.actions import TokenActions
+from genenv.contexts import Contexts
+from genenv.fields import Field
+from genenv.protocols import Decision
+from genenv.rng import Stream
+from genenv.rollout import Episode, generate, replay, run_episode, static_actor, unwrapped
+from genenv.vector_env import GenVectorEnv
+from genenv.wrappers.vector import EMAActionSmoothing, RunningCost
 
 
 def make(num_envs=3, **kwargs):
@@ -34,14 +42,17 @@ def test_an_episode_holds_what_the_policy_saw_and_did():
     assert set(episode.schedule) == {param.name for param in unwrapped(env).sampler.params}
     assert episode.schedule["mask_ratio"].shape == (5, 3)
     assert episode.images.shape == (3, 1, 8, 8)
-    assert episode.rewards.tolist() == [0.0] * 3
-    assert set(episode.diagnostics) == {"nfe", "num_masked", "confidence"}
+    assert episode.rewards.tolist() == [[0.0] * 3] * 5
+    names = {"nfe", "num_masked", "confidence"} | {f"schedule/{name}" for name in episode.schedule}
+    assert set(episode.diagnostics) == names
+    assert episode.diagnostics["nfe"].tolist() == [[2 * t] * 3 for t in range(1, 6)]
 
 
 def test_rewards_and_their_components_are_kept():
     episode = run_episode(make(reward={"loo_fid": 2.0}), by_context, seed=4)
     assert episode.rewards.any()
-    torch.testing.assert_close(episode.rewards, 2 * episode.diagnostics["reward/loo_fid"])
+    assert not episode.rewards[:-1].any()
+    torch.testing.assert_close(episode.returns, 2 * episode.components["loo_fid"])
 
 
 def test_observations_can_be_left_out():
@@ -59,7 +70,8 @@ def test_an_episode_without_a_seed_is_the_next_one():
 def test_generated_images_do_not_depend_on_the_batch_size(num_envs):
     expected = generate(make(7), by_context, 7, seed=30)
     found = generate(make(num_envs), by_context, 7, seed=30)
-    assert len(found.images) == len(found.context) == len(found.rewards) == len(found.diagnostics["nfe"]) == 7
+    assert len(found.images) == len(found.context) == len(found.returns) == 7
+    assert found.rewards.shape == found.diagnostics["nfe"].shape == (4, 7)
     assert found.actions.shape == (4, 7, 4)
     assert found.schedule["mask_ratio"].shape == (4, 7)
     assert torch.equal(found.context, expected.context)
@@ -88,3 +100,108 @@ def test_the_first_images_of_an_episode_are_an_episode():
     assert torch.equal(part.images, whole.images[:2])
     for field in dataclasses.fields(Episode):
         torch.testing.assert_close(getattr(part, field.name), getattr(few, field.name))
+
+
+def test_what_an_actor_hands_out_beside_its_action_is_kept():
+    def act(observation):
+        action = by_context(observation)
+        return Decision(action, {"mean": action / 2, "t": observation["step"]})
+
+    env = make()
+    episode = run_episode(env, act, seed=4)
+    assert torch.equal(episode.extras["mean"], episode.actions / 2)
+    assert episode.extras["t"].tolist() == [[t] * 3 for t in range(4)]
+    assert generate(env, act, 5).extras["mean"].shape == (4, 5, 4)
+    assert run_episode(env, by_context, seed=4).extras == {}
+
+
+def test_a_running_cost_is_paid_at_every_decision():
+    env = RunningCost(make(reward="classifier"), "num_masked", weight=0.5)
+    episode = run_episode(env, by_context, seed=4)
+    expected = -0.5 * episode.diagnostics["num_masked"]
+    torch.testing.assert_close(episode.rewards[:-1], expected[:-1])
+    torch.testing.assert_close(episode.rewards[-1], expected[-1] + episode.components["classifier"])
+    torch.testing.assert_close(episode.returns, episode.rewards.sum(0))
+
+
+@pytest.mark.parametrize("autoreset_mode", ["SameStep", "NextStep", "Disabled"])
+@pytest.mark.parametrize("observe", [["features", "step"], ["tokens", "prev_action"]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.7])
+def test_an_episode_is_seen_again_from_its_actions_alone(autoreset_mode, observe, smoothing):
+    env = make(autoreset_mode=autoreset_mode, observe=observe, smoothing=smoothing)
+    actions = iter(0.5 * torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(1)))
+    episode = run_episode(env, lambda _: next(actions), seed=9, stream=Stream.TUNING)
+    seen = list(replay(env, episode.actions, 9, Stream.TUNING))
+    assert len(seen) == 4
+    for t, observation in enumerate(seen):
+        for name in observe:
+            assert torch.equal(observation[name], episode.observations[name][t])
+
+
+def test_the_static_actor_plays_the_schedule_in_physical_units_too():
+    residual, physical = make(), make(action_mode="physical")
+    one, other = (run_episode(env, static_actor(env), seed=2) for env in (residual, physical))
+    assert torch.equal(one.images, other.images)
+
+
+class Choices:
+    """A sampler whose action is a token: its image shows the sum of what was chosen."""
+
+    horizon, image_shape, stochastic, num_contexts = 3, (1, 2, 2), False, 2
+    fields = {"total": Field((), torch.int64, 0, 12)}  # noqa: RUF012
+
+    def actions(self, mode, device):
+        return TokenActions(5)
+
+    def start(self, context, rng):
+        return torch.zeros_like(context)
+
+    def observe(self, state, names):
+        return {"total": state}
+
+    def advance(self, state, command, rng):
+        return state + command
+
+    def decode(self, state):
+        return (state / 12)[:, None, None, None].expand(-1, 1, 2, 2).float()
+
+    def undecided(self, state):
+        return torch.zeros(len(state), 1, 1)
+
+    def diagnostics(self, state):
+        return {}
+
+
+@pytest.mark.parametrize("output", ["torch", "numpy"])
+def test_actions_may_be_tokens(output):
+    env = GenVectorEnv(Choices(), Contexts(["a", "b"]), 4, output=output, observe=["total", "prev_action"])
+    assert env.single_action_space == gym.spaces.Discrete(5)
+    assert env.single_observation_space["prev_action"] == gym.spaces.Discrete(5)
+    observation, _ = env.reset(seed=0)
+    assert list(observation["prev_action"]) == [0] * 4
+    for t in range(3):
+        observation, _, _, _, info = env.step(env.action_space.sample() * 0 + np.array([0, 1, 2, 4]))
+        if t < 2:
+            assert list(observation["total"]) == [0, t + 1, 2 * (t + 1), 4 * (t + 1)]
+            assert list(info["token"]) == list(observation["prev_action"]) == [0, 1, 2, 4]
+    assert info["final_info"]["image"][:, 0, 0, 0].tolist() == pytest.approx([0, 0.25, 0.5, 1])
+    with pytest.raises(ValueError, match=r"action of env 3: the token must lie in \[0, 4\], got 5"):
+        env.step(np.array([0, 1, 2, 5]))
+    with pytest.raises(ValueError, match=r"actions must be whole numbers, got torch\.float64"):
+        env.step(np.array([0.0, 1, 2, 3]))
+
+
+def test_a_schedule_is_not_asked_of_tokens():
+    env = GenVectorEnv(Choices(), Contexts(["a", "b"]), 4)
+    with pytest.raises(ValueError, match="are no schedule but TokenActions"):
+        static_actor(env)
+    with pytest.raises(ValueError, match="choices, which have no moving average"):
+        EMAActionSmoothing(env, 0.5)
+    episode = run_episode(env, lambda observation: torch.full((4,), 2), seed=1)
+    assert episode.schedule == {}
+    assert episode.diagnostics["token"].tolist() == [[2] * 4] * 3
+
+
+def test_a_generator_and_its_contexts_must_agree():
+    with pytest.raises(ValueError, match="contexts must have a name for each of the generator's 2, got 3"):
+        GenVectorEnv(Choices(), Contexts(["a", "b", "c"]), 4)

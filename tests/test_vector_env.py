@@ -7,6 +7,7 @@ import torch
 
 import genenv  # noqa: F401
 from genenv.bench import sampler_states
+from genenv.rng import BatchRng, Purpose, Stream
 
 NUM_PARAMS = 4
 
@@ -186,7 +187,10 @@ def test_reset_options_set_the_context(given, expected):
     [
         ({"options": {"context": 10}}, r"context must be a label in 0\.\.9, got 10"),
         ({"options": {"context": [1, 2]}}, r"options\['context'\] must hold 1 or 3 labels, got 2"),
-        ({"options": {"label": 1}}, r"reset options must be among 'context', 'reset_mask', got \['label'\]"),
+        (
+            {"options": {"label": 1}},
+            r"reset options must be among 'context', 'stream', 'reset_mask', got \['label'\]",
+        ),
         ({"seed": [1, 2]}, "seed must be one integer or 3 of them, got 2"),
     ],
 )
@@ -318,3 +322,129 @@ def test_rendering_without_a_render_mode_warns():
     env.reset(seed=0)
     with pytest.warns(UserWarning, match=r"render\(\) needs render_mode='rgb_array' or 'human'"):
         assert env.render() is None
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        (1.5, "seed must be a whole number, got 1.5"),
+        ("3", "seed must be a whole number, got '3'"),
+        (True, "seed must be a whole number, got True"),
+        ([0, 1, 2.0], "seed must be a whole number, got 2.0"),
+        (-1, r"seeds must lie in 0\.\.2\*\*63-1, got -1 for 3 images"),
+        (2**63 - 2, r"seeds must lie in 0\.\.2\*\*63-1, got 9223372036854775806 for 3 images"),
+    ],
+)
+def test_a_seed_that_is_none_is_refused(seed, message):
+    with pytest.raises(ValueError, match=message):
+        make().reset(seed=seed)
+
+
+@pytest.mark.parametrize(
+    "seed", [np.int64(7), np.uint8(7), np.array(7), torch.tensor(7), np.arange(7, 10), torch.arange(7, 10)]
+)
+def test_whole_numbers_of_any_library_are_seeds(seed):
+    env = make()
+    env.reset(seed=seed)
+    assert env.unwrapped.rng.seeds.tolist() == [7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"seed": 77, "options": {"context": 99}},
+        {"seed": 77, "options": {"stream": "test"}},
+        {"seed": 77, "options": {"reset_mask": [True, False, True]}},
+        {"seed": [77, 78]},
+        {"options": {"stream": "held_out"}},
+    ],
+)
+def test_a_refused_reset_leaves_the_episode_as_it_was(call):
+    actions = random_actions(3)
+    env, other = make(), make()
+    images = []
+    for each, disturbed in ((env, True), (other, False)):
+        each.reset(seed=5)
+        each.step(actions[0])
+        if disturbed:
+            with pytest.raises(ValueError, match=r"must|needs"):
+                each.reset(**call)
+        images.append(play(each, actions[1:])[-1][-1]["final_info"]["image"])
+        images.append(play(each, actions)[-1][-1]["final_info"]["image"])
+    assert torch.equal(images[0], images[2])
+    assert torch.equal(images[1], images[3])
+
+
+def test_streams_share_no_image_and_stay_until_the_next_seed():
+    actions, images = random_actions(8), {}
+    for stream in ("training", "tuning", "held_out"):
+        env = make(8)
+        env.reset(seed=5, options={"stream": stream})
+        images[stream] = [play(env, actions)[-1][-1]["final_info"]["image"] for _ in range(2)]
+        assert env.unwrapped.rng.stream is Stream[stream.upper()]
+    plain = make(8)
+    plain.reset(seed=5)
+    assert torch.equal(play(plain, actions)[-1][-1]["final_info"]["image"], images["training"][0])
+    everything = torch.cat([image for pair in images.values() for image in pair]).flatten(1)
+    assert len(everything.unique(dim=0)) == len(everything)
+
+
+@pytest.mark.parametrize("env_id", ["AdaGen/DiT-v0", "AdaGen/SiT-v0"])
+@pytest.mark.parametrize(("value", "dtype"), [(1e21, "float32"), (1e5, "float16"), (-3e38, "float32")])
+def test_absurd_residual_actions_are_refused_with_their_image(env_id, value, dtype):
+    env = gym.make_vec(env_id, num_envs=3, reward="none", dtype=dtype)
+    env.reset(seed=0)
+    actions = torch.zeros(3, 2)
+    actions[2, 1] = value
+    with pytest.raises(ValueError, match=r"action of env 2: guidance_weight must lie in \[-1000.0, 1000.0\]"):
+        env.step(actions)
+
+
+@pytest.mark.parametrize("env_id", ["AdaGen/DiT-v0", "AdaGen/SiT-v0"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_largest_legal_actions_give_finite_images_and_observations_in_their_space(env_id, dtype):
+    env = gym.make_vec(env_id, num_envs=4, reward="none", dtype=dtype, output="numpy")
+    env.reset(seed=0)
+    signs = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], np.float32)
+    for t in range(env.unwrapped.sampler.horizon):
+        observation, *_, info = env.step(1000 * signs * (-1) ** t)
+        final = info.get("final_obs", observation)
+        assert final in env.observation_space
+    assert np.isfinite(info["final_info"]["image"]).all()
+
+
+def test_an_image_that_is_not_finite_is_refused_by_its_env_and_seed(monkeypatch):
+    env = make()
+    env.reset(seed=40)
+    decode = env.unwrapped.sampler.decode
+
+    def damaged(state):
+        images = decode(state).clone()
+        images[1, 0, 2, 3] = math.nan
+        return images
+
+    monkeypatch.setattr(env.unwrapped.sampler, "decode", damaged)
+    play(env, random_actions(3)[:3])
+    with pytest.raises(ValueError, match=r"the image of env 1 \(seed 41\) holds numbers that are not finite"):
+        env.step(torch.zeros(3, NUM_PARAMS))
+
+
+def test_groups_are_told_at_the_end_and_follow_the_seeds():
+    env = make(5, contexts="grouped:2")
+    env.reset(seed=3)
+    final = play(env, random_actions(5))[-1][-1]["final_info"]
+    assert final["group"].tolist() == [1, 2, 2, 3, 3]
+    env.reset(seed=3, options={"context": [1, 1, 2, 2, 2]})
+    final = play(env, random_actions(5))[-1][-1]["final_info"]
+    assert final["group"].tolist() == final["context"].tolist() == [1, 1, 2, 2, 2]
+
+
+def test_the_start_shares_no_number_with_the_first_transition():
+    rng = BatchRng(torch.arange(4))
+    noise = {purpose: rng.normal(64, purpose=purpose) for purpose in Purpose}
+    for one in Purpose:
+        for other in Purpose:
+            assert (one is other) == torch.equal(noise[one], noise[other])
+    env = gym.make_vec("AdaGen/SiT-v0", num_envs=4, reward="none")
+    start = env.reset(seed=0)[0]["latents"].flatten(1)
+    assert torch.equal(start, noise[Purpose.START].float())

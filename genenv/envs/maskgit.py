@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from genenv.actions import Schedule, ScheduleActions
 from genenv.checkpoints import load_generator
-from genenv.protocols import Context, Field, Observation
+from genenv.conditions import Condition, Labels
+from genenv.fields import Field, feature_field, shown_features
+from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical, gumbel
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, cosine, linear_decay, linear_rise
 
@@ -34,7 +37,7 @@ class MaskGITState:
     Attributes:
         tokens: (N, L) int64, the mask id where undecided.
         sampled: (N, L) int64, the last complete grid: what an image is decoded from.
-        context: (N,) int64 class labels.
+        context: (N,) int64.
         step: decisions taken.
         calls: (N,) int64, network evaluations spent on each image, guidance counted.
         confidence: (N,) mean log-probability of the tokens chosen last.
@@ -59,12 +62,12 @@ class MaskGITSampler:
     last decision.
 
     Args:
-        network: (tokens (M, L), labels (M,)) -> logits (M, L, V), features (M, L, D).
+        network: (tokens (M, L), condition (M, ...)) -> logits (M, L, V), features (M, L, D).
         detokenise: tokens (N, h, w) -> images (N, C, H, W) in [0, 1].
         params: mask_ratio, mask_temperature, token_temperature, guidance_weight.
         grid_size: side of the grid; L = grid_size ** 2.
         codebook_size: number of tokens V; id V is the mask.
-        num_classes: class labels; id `num_classes` is the null class.
+        condition: what the network is given for a context, and for none.
         feature_dim: D.
         image_shape: (C, H, W).
         needs_features: predict before each decision, so that a policy can see the features. Otherwise the
@@ -81,7 +84,7 @@ class MaskGITSampler:
         *,
         grid_size: int,
         codebook_size: int,
-        num_classes: int,
+        condition: Condition,
         feature_dim: int,
         image_shape: tuple[int, int, int],
         needs_features: bool = False,
@@ -89,13 +92,21 @@ class MaskGITSampler:
         self.network, self.detokenise = network, detokenise
         self.params, self.horizon = tuple(params), len(params[0].static)
         self.grid_size, self.length = grid_size, grid_size**2
-        self.mask_id, self.num_classes = codebook_size, num_classes
+        self.mask_id, self.condition = codebook_size, condition
         self.image_shape, self.needs_features = image_shape, needs_features
-        largest = torch.finfo(torch.float32).max
         self.fields = {
             "tokens": Field((grid_size, grid_size), torch.int64, 0, codebook_size),
-            "features": Field((self.length, feature_dim), torch.float32, -largest, largest),
+            "features": feature_field(self.length, feature_dim),
         }
+
+    @property
+    def num_contexts(self) -> int:
+        """How many contexts the network knows."""
+        return self.condition.num_contexts
+
+    def actions(self, mode: str, device: torch.device) -> ScheduleActions:
+        """Returns how actions become mask ratios, temperatures and guidance weights."""
+        return ScheduleActions(self.params, mode, device)
 
     def start(self, context: Context, rng: BatchRng) -> MaskGITState:
         """Returns the fully masked grid."""
@@ -114,10 +125,10 @@ class MaskGITSampler:
             if state.prediction is None:
                 fields["features"] = self.fields["features"].zeros(len(state.tokens), state.tokens.device)
             else:
-                fields["features"] = state.prediction.features.float()
+                fields["features"] = shown_features(state.prediction.features)
         return fields
 
-    def advance(self, state: MaskGITState, params: dict[str, Tensor], rng: BatchRng) -> MaskGITState:
+    def advance(self, state: MaskGITState, params: Schedule, rng: BatchRng) -> MaskGITState:
         """Returns the grid after one decision with per-image parameters {name: (N,)}."""
         weight = params["guidance_weight"]
         if state.prediction is None:
@@ -126,7 +137,7 @@ class MaskGITSampler:
         return self.decide(state, params, uniform[:, 0], gumbel(uniform[:, 1]))
 
     def decide(
-        self, state: MaskGITState, params: dict[str, Tensor], token_uniform: Tensor, noise: Tensor
+        self, state: MaskGITState, params: Schedule, token_uniform: Tensor, noise: Tensor
     ) -> MaskGITState:
         """Takes one decision with given randomness: uniform (N, L) for the tokens, Gumbel (N, L) for the masks."""
         prediction = state.prediction
@@ -180,12 +191,12 @@ class MaskGITSampler:
 
         Before the first decision N + 1 do: without a class, an empty grid is the same for every image.
         """
-        tokens, labels, n = state.tokens, state.context, len(state.tokens)
+        tokens, condition, n = state.tokens, self.condition.given(state.context), len(state.tokens)
         if guided:
             without_class = tokens[:1] if state.step == 0 else tokens
-            null = labels.new_full((len(without_class),), self.num_classes)
-            tokens, labels = torch.cat([tokens, without_class]), torch.cat([labels, null])
-        logits, features = self.network(tokens, labels)
+            null = self.condition.null(len(without_class), tokens.device)
+            tokens, condition = torch.cat([tokens, without_class]), torch.cat([condition, null])
+        logits, features = self.network(tokens, condition)
         unconditional = logits[n:].expand_as(logits[:n]) if guided else None
         prediction = Prediction(logits[:n], unconditional, features[:n])
         return dataclasses.replace(state, calls=state.calls + 1 + guided, prediction=prediction)
@@ -226,7 +237,7 @@ def make_sampler(
         schedule(num_steps, guidance_weight=1.0),
         grid_size=transformer.grid_size,
         codebook_size=transformer.codebook_size,
-        num_classes=transformer.num_classes,
+        condition=Labels(transformer.num_classes),
         feature_dim=transformer.embed_dim,
         image_shape=(tokenizer.image_channels, side, side),
         needs_features=needs_features,

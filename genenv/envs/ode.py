@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genenv.actions import Schedule, ScheduleActions
 from genenv.checkpoints import is_released, load_generator
-from genenv.protocols import Context, Field, Observation
-from genenv.rng import BatchRng
+from genenv.conditions import Condition, Labels, both
+from genenv.fields import feature_field, latent_field, limit_latents, shown_features
+from genenv.protocols import Context, Observation
+from genenv.rng import BatchRng, Purpose
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant
 from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, NoisePath, Solver
 
@@ -32,7 +35,7 @@ class ODEState:
     Attributes:
         latents: (N, C, h, w) float32, where the next evaluation takes place.
         time: (N,) float64, of the latents.
-        context: (N,) int64 class labels.
+        context: (N,) int64.
         step: decisions taken.
         calls: (N,) int64, network evaluations spent on each image, guidance counted.
         memory: the evaluation that the solver remembers.
@@ -53,10 +56,11 @@ class ODESampler:
 
     Decision 0 sets the time that the noise is taken to be at; its guidance weight has no effect. Each later one
     guides the evaluation at hand, f = c + w (c - u), and sets the time of the next (methods of AdaGen's released code).
-    Times are limited for each image: they never turn back, and end short of the data.
+    Times are limited for each image: they never turn back, and end short of the data. Latents are limited to +-1e4,
+    which only absurd guidance reaches, so that networks in half precision survive it.
 
     Args:
-        network: (latents (M, C, h, w), times (M,), labels (M,)) -> output (M, C, h, w), features (M, L, D).
+        network: (latents (M, C, h, w), times (M,), condition (M, ...)) -> output (M, C, h, w), features (M, L, D).
         decoder: latents (N, C, h, w) -> images (N, C', H, W) in [0, 1].
         path: between noise and data.
         solver: the rule of the steps.
@@ -64,7 +68,7 @@ class ODESampler:
         latent_shape: (C, h, w).
         num_tokens: L.
         feature_dim: D.
-        num_classes: class labels; id `num_classes` is the null class.
+        condition: what the network is given for a context, and for none.
         image_shape: (C', H, W).
         guided_channels: guidance acts on this many of the first channels.
         time_scale: the network's times over the path's.
@@ -85,7 +89,7 @@ class ODESampler:
         latent_shape: tuple[int, int, int],
         num_tokens: int,
         feature_dim: int,
-        num_classes: int,
+        condition: Condition,
         image_shape: tuple[int, int, int],
         guided_channels: int,
         time_scale: float = 1.0,
@@ -93,18 +97,30 @@ class ODESampler:
     ):
         self.network, self.decoder, self.path, self.solver = network, decoder, path, solver
         self.params, self.horizon = tuple(params), len(params[0].static)
-        self.num_classes, self.image_shape = num_classes, image_shape
+        self.condition, self.image_shape = condition, image_shape
         self.guided_channels, self.time_scale = guided_channels, time_scale
         self.needs_features = needs_features
-        largest = torch.finfo(torch.float32).max
         self.fields = {
-            "latents": Field(latent_shape, torch.float32, -largest, largest),
-            "features": Field((num_tokens, feature_dim), torch.float32, -largest, largest),
+            "latents": latent_field(latent_shape),
+            "features": feature_field(num_tokens, feature_dim),
         }
+
+    @property
+    def num_contexts(self) -> int:
+        """How many contexts the network knows."""
+        return self.condition.num_contexts
+
+    def actions(self, mode: str, device: torch.device) -> ScheduleActions:
+        """Returns how actions become times and guidance weights."""
+        return ScheduleActions(self.params, mode, device)
 
     def start(self, context: Context, rng: BatchRng) -> ODEState:
         """Returns standard normal noise."""
-        return self.begin(context, rng.at(0).normal(*self.fields["latents"].shape).float())
+        return self.begin(context, self.noise(rng))
+
+    def noise(self, rng: BatchRng) -> Tensor:
+        """Returns the noise (N, C, h, w) float32 that images start from."""
+        return rng.at(0).normal(*self.fields["latents"].shape, purpose=Purpose.START).float()
 
     def begin(self, context: Context, noise: Tensor) -> ODEState:
         """Returns the state before the first decision with given noise (N, C, h, w)."""
@@ -120,10 +136,10 @@ class ODESampler:
             if state.prediction is None:
                 fields["features"] = self.fields["features"].zeros(len(state.latents), state.latents.device)
             else:
-                fields["features"] = state.prediction.features.float()
+                fields["features"] = shown_features(state.prediction.features)
         return fields
 
-    def advance(self, state: ODEState, params: dict[str, Tensor], rng: BatchRng) -> ODEState:
+    def advance(self, state: ODEState, params: Schedule, rng: BatchRng) -> ODEState:
         """Returns the latents after one decision with per-image parameters {name: (N,)}; nothing is drawn."""
         time = params["time"].double()
         if state.step == 0:
@@ -166,15 +182,18 @@ class ODESampler:
         assert state.prediction is not None
         now = Evaluation(state.latents, state.time, self.guided(state.prediction, weight))
         latents, memory = self.solver.step(self.path, now, state.memory, time)
-        return dataclasses.replace(state, latents=latents, time=time, memory=memory, prediction=None)
+        return dataclasses.replace(
+            state, latents=limit_latents(latents), time=time, memory=memory, prediction=None
+        )
 
     def _predict(self, state: ODEState, guided: bool) -> ODEState:
         """Returns the state with the network's prediction: one call, of 2N rows where guided."""
-        latents, time, labels = state.latents, (self.time_scale * state.time).float(), state.context
+        latents, time = state.latents, (self.time_scale * state.time).float()
+        condition = self.condition.given(state.context)
         if guided:
             latents, time = latents.repeat(2, 1, 1, 1), time.repeat(2)
-            labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
-        output, features = self.network(latents, time, labels)
+            condition = both(self.condition, state.context)
+        output, features = self.network(latents, time, condition)
         n = len(state.latents)
         prediction = Prediction(output[:n], output[n:] if guided else None, features[:n])
         return dataclasses.replace(state, calls=state.calls + 1 + guided, prediction=prediction)
@@ -251,7 +270,7 @@ def make_ode_sampler(
         latent_shape=transformer.latent_shape,
         num_tokens=transformer.grid_size**2,
         feature_dim=transformer.embed_dim,
-        num_classes=transformer.num_classes,
+        condition=Labels(transformer.num_classes),
         image_shape=image_shape,
         guided_channels=guided_channels,
         **kwargs,

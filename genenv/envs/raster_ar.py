@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genenv.actions import Schedule, ScheduleActions
 from genenv.checkpoints import load_generator
+from genenv.conditions import Condition, Labels, both
+from genenv.fields import Field, feature_field, shown_features
 from genenv.filters import keep_top_k, keep_top_p
 from genenv.models.kv_cache import KVCache
-from genenv.protocols import Context, Field, Observation
+from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, scaled_unit
 
@@ -34,7 +37,7 @@ class RasterState:
 
     Attributes:
         tokens: (N, L) int64 in raster order, V where open.
-        context: (N,) int64 class labels.
+        context: (N,) int64.
         known: number of tokens decided.
         calls: (N,) int64, network evaluations spent on each image, guidance counted.
         features: (N, K, D), the hidden states that predicted the first K tokens; empty where nobody wants them.
@@ -60,14 +63,14 @@ class RasterSampler:
     by top-p. One network call for each token, on one new entry.
 
     Args:
-        read: (tokens (R, M), labels (R,) or None, start, cache, rows) -> logits (R, V), features (R, D) of the last
-            entry; see `LlamaGenTransformer.read`.
+        read: (tokens (R, M), condition (R, ...) or None, start, cache, rows) -> logits (R, V), features (R, D) of the
+            last entry; see `LlamaGenTransformer.read`.
         new_cache: number of rows -> an empty cache.
         detokenise: tokens (N, h, w) -> images (N, C, H, W) in [0, 1].
         params: token_temperature, top_k, top_p, guidance_weight.
         grid_size: side of the grid; L = grid_size ** 2.
         codebook_size: number of tokens V.
-        num_classes: class labels; id `num_classes` is the null class.
+        condition: what the network is given for a context, and for none.
         feature_dim: D.
         image_shape: (C, H, W).
         needs_features: predict the first token of a decision before it, so that a policy can see the features.
@@ -86,7 +89,7 @@ class RasterSampler:
         *,
         grid_size: int,
         codebook_size: int,
-        num_classes: int,
+        condition: Condition,
         feature_dim: int,
         image_shape: tuple[int, int, int],
         needs_features: bool = False,
@@ -95,13 +98,21 @@ class RasterSampler:
         self.params, self.horizon = tuple(params), len(params[0].static)
         self.grid_size, self.length = grid_size, grid_size**2
         self.tokens_per_decision = self.length // self.horizon
-        self.codebook_size, self.num_classes = codebook_size, num_classes
+        self.codebook_size, self.condition = codebook_size, condition
         self.image_shape, self.needs_features = image_shape, needs_features
-        largest = torch.finfo(torch.float32).max
         self.fields = {
             "tokens": Field((grid_size, grid_size), torch.int64, 0, codebook_size),
-            "features": Field((self.length, feature_dim), torch.float32, -largest, largest),
+            "features": feature_field(self.length, feature_dim),
         }
+
+    @property
+    def num_contexts(self) -> int:
+        """How many contexts the network knows."""
+        return self.condition.num_contexts
+
+    def actions(self, mode: str, device: torch.device) -> ScheduleActions:
+        """Returns how actions become temperatures, filters and guidance weights."""
+        return ScheduleActions(self.params, mode, device)
 
     def start(self, context: Context, rng: BatchRng) -> RasterState:
         """Returns the empty grid."""
@@ -125,15 +136,15 @@ class RasterSampler:
             fields["tokens"] = state.tokens.view(-1, self.grid_size, self.grid_size)
         if "features" in names:
             missing = self.length - state.features.shape[1]
-            fields["features"] = F.pad(state.features, (0, 0, 0, missing))
+            fields["features"] = shown_features(F.pad(state.features, (0, 0, 0, missing)))
         return fields
 
-    def advance(self, state: RasterState, params: dict[str, Tensor], rng: BatchRng) -> RasterState:
+    def advance(self, state: RasterState, params: Schedule, rng: BatchRng) -> RasterState:
         """Returns the grid after one decision with per-image parameters {name: (N,)}."""
         step = state.known // self.tokens_per_decision
         return self.decide(state, params, rng.at(step).uniform(self.tokens_per_decision))
 
-    def decide(self, state: RasterState, params: dict[str, Tensor], uniform: Tensor) -> RasterState:
+    def decide(self, state: RasterState, params: Schedule, uniform: Tensor) -> RasterState:
         """Takes one decision with given randomness: uniform (N, M) for the M tokens of the decision."""
         guided = bool((params["guidance_weight"] != 0).any())
         for place in range(self.tokens_per_decision):
@@ -148,7 +159,7 @@ class RasterSampler:
             state = self._predict(state, guided=True)
         return state
 
-    def guided(self, prediction: Prediction, params: dict[str, Tensor]) -> Tensor:
+    def guided(self, prediction: Prediction, params: Schedule) -> Tensor:
         """Returns the logits (N, V) under classifier-free guidance."""
         logits = prediction.conditional.float()
         if prediction.unconditional is None:
@@ -156,7 +167,7 @@ class RasterSampler:
         weight = params["guidance_weight"].float()[:, None]
         return logits + weight * (logits - prediction.unconditional.float())
 
-    def filtered(self, logits: Tensor, params: dict[str, Tensor]) -> Tensor:
+    def filtered(self, logits: Tensor, params: Schedule) -> Tensor:
         """Returns the logits (N, V) that the token is drawn from."""
         # A temperature of 0 is the limit of small ones: the likeliest token.
         logits = logits / params["token_temperature"].float().clamp(min=1e-4)[:, None]
@@ -205,10 +216,8 @@ class RasterSampler:
     def _read(self, state: RasterState, start: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Returns what the network says of the next token, having read the rows' entries from `start` on."""
         tokens = state.tokens[:, max(start - 1, 0) : state.known].repeat(2, 1)[rows]
-        labels = None
-        if start == 0:
-            labels = torch.cat([state.context, torch.full_like(state.context, self.num_classes)])[rows]
-        return self.read(tokens, labels, start, state.cache, rows)
+        condition = both(self.condition, state.context)[rows] if start == 0 else None
+        return self.read(tokens, condition, start, state.cache, rows)
 
 
 def schedule(num_steps: int, codebook_size: int, guidance_weight: float = 1.0) -> tuple[ScheduleParam, ...]:
@@ -266,7 +275,7 @@ def make_sampler(
         schedule(horizon, codebook_size),
         grid_size=grid_size,
         codebook_size=codebook_size,
-        num_classes=transformer.num_classes,
+        condition=Labels(transformer.num_classes),
         feature_dim=transformer.embed_dim,
         image_shape=(tokenizer.image_channels, side, side),
         needs_features=needs_features,

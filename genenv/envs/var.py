@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genenv.actions import Schedule, ScheduleActions
 from genenv.checkpoints import load_generator
+from genenv.conditions import Condition, Labels, both
+from genenv.fields import feature_field, latent_field, limit_latents, shown_features
 from genenv.filters import keep_top_k, keep_top_p
 from genenv.models.digits_msvq import DigitsMSVQ
 from genenv.models.kv_cache import KVCache
 from genenv.models.var import VARTransformer
 from genenv.models.var_vqvae import VARVQVAE
-from genenv.protocols import Context, Field, Observation
+from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, scaled_unit
 
@@ -44,7 +47,7 @@ class VARState:
         latents: (N, C, h, w) float32, the accumulated token map: what an image is decoded from.
         maps: (N, M, C) float32, what the network reads of all scales after the first, up to the coming one.
         tokens: (N, M) int64, the last scale's, row-major; none before the first decision.
-        context: (N,) int64 class labels.
+        context: (N,) int64.
         step: decisions taken, and the coming scale.
         calls: (N,) int64, scales that the network read for each image, guidance counted.
         confidence: (N,) mean log-probability of the tokens chosen last.
@@ -76,6 +79,7 @@ class VARSampler:
         transformer: the generator.
         tokenizer: its tokenizer.
         params: guidance_weight (w), top_k, top_p, token_temperature, one decision for each scale.
+        condition: what the transformer is given for a context, and for none; by default its class labels.
         needs_features: predict before each decision, so that a policy can see the features. Otherwise the prediction
             waits for the guidance weight, and its unconditional half is left out where all weights are 0. Where
             guidance is wanted later, that half catches up on the scales it has not read.
@@ -89,18 +93,28 @@ class VARSampler:
         tokenizer: DigitsMSVQ | VARVQVAE,
         params: Sequence[ScheduleParam],
         *,
+        condition: Condition | None = None,
         needs_features: bool = False,
     ):
         self.transformer, self.tokenizer, self.quantiser = transformer, tokenizer, tokenizer.quantize
         self.params, self.horizon = tuple(params), len(params[0].static)
-        self.num_classes, self.image_shape = transformer.num_classes, tokenizer.image_shape
-        self.offsets, self.needs_features = transformer.offsets, needs_features
-        largest = torch.finfo(torch.float32).max
+        self.condition = Labels(transformer.num_classes) if condition is None else condition
+        self.image_shape, self.offsets = tokenizer.image_shape, transformer.offsets
+        self.needs_features = needs_features
         channels, height, width = self.quantiser.latent_shape
         self.fields = {
-            "latents": Field((channels, height, width), torch.float32, -largest, largest),
-            "features": Field((height * width, transformer.embed_dim), torch.float32, -largest, largest),
+            "latents": latent_field((channels, height, width)),
+            "features": feature_field(height * width, transformer.embed_dim),
         }
+
+    @property
+    def num_contexts(self) -> int:
+        """How many contexts the transformer knows."""
+        return self.condition.num_contexts
+
+    def actions(self, mode: str, device: torch.device) -> ScheduleActions:
+        """Returns how actions become guidance weights, filters and temperatures."""
+        return ScheduleActions(self.params, mode, device)
 
     def start(self, context: Context, rng: BatchRng) -> VARState:
         """Returns the empty token map."""
@@ -123,22 +137,22 @@ class VARSampler:
         """Returns latents (N, C, h, w) and features (N, h * w, D); the features are 0 after the last decision."""
         fields = {}
         if "latents" in names:
-            fields["latents"] = state.latents
+            fields["latents"] = limit_latents(state.latents)
         if "features" in names:
             if state.prediction is None:
                 fields["features"] = self.fields["features"].zeros(len(state.latents), state.latents.device)
             else:
-                fields["features"] = resize(state.prediction.hidden, state.latents.shape[-1])
+                fields["features"] = shown_features(resize(state.prediction.hidden, state.latents.shape[-1]))
         return fields
 
-    def advance(self, state: VARState, params: dict[str, Tensor], rng: BatchRng) -> VARState:
+    def advance(self, state: VARState, params: Schedule, rng: BatchRng) -> VARState:
         """Returns the token map after one scale with per-image parameters {name: (N,)}."""
         if state.prediction is None:
             state = self._predict(state, guided=bool((params["guidance_weight"] != 0).any()))
         num_tokens = self.offsets[state.step + 1] - self.offsets[state.step]
         return self.decide(state, params, rng.at(state.step).uniform(num_tokens))
 
-    def decide(self, state: VARState, params: dict[str, Tensor], token_uniform: Tensor) -> VARState:
+    def decide(self, state: VARState, params: Schedule, token_uniform: Tensor) -> VARState:
         """Takes one decision with given randomness: uniform (N, M) for the tokens."""
         assert state.prediction is not None
         logits = self.guided_logits(state, params["guidance_weight"])
@@ -193,16 +207,14 @@ class VARSampler:
         """
         n, step, read = len(state.context), state.step, state.unconditional_scales
         cache = state.cache.branch(self.offsets[step])
-        null = torch.full_like(state.context, self.num_classes)
-        unconditional = None
+        condition, unconditional = both(self.condition, state.context), None
         if guided and read == step:
-            maps, labels = state.maps.repeat(2, 1, 1), torch.cat([state.context, null])
-            logits, hidden = self._read(maps, labels, step, cache, slice(0, 2 * n))
+            logits, hidden = self._read(state.maps.repeat(2, 1, 1), condition, step, cache, slice(0, 2 * n))
             conditional, unconditional, hidden = logits[:n], logits[n:], hidden[:n]
         else:
-            conditional, hidden = self._read(state.maps, state.context, step, cache, slice(0, n))
+            conditional, hidden = self._read(state.maps, condition[:n], step, cache, slice(0, n))
             if guided:
-                logits, _ = self._read(state.maps, null, read, cache, slice(n, 2 * n))
+                logits, _ = self._read(state.maps, condition[n:], read, cache, slice(n, 2 * n))
                 unconditional = logits[:, -conditional.shape[1] :]
         return dataclasses.replace(
             state,
@@ -213,11 +225,11 @@ class VARSampler:
         )
 
     def _read(
-        self, maps: Tensor, labels: Tensor, first: int, cache: KVCache, rows: slice
+        self, maps: Tensor, condition: Tensor, first: int, cache: KVCache, rows: slice
     ) -> tuple[Tensor, Tensor]:
         """Returns the logits and hidden states of the scales from `first` on, of which the cache knows nothing yet."""
         known = max(0, self.offsets[first] - self.offsets[1])
-        return self.transformer(maps[:, known:], labels, first, cache, rows)
+        return self.transformer(maps[:, known:], condition, first, cache, rows)
 
 
 def resize(hidden: Tensor, side: int) -> Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from genenv.protocols import Context, Sampler
@@ -14,9 +14,7 @@ from genenv.rng import BatchRng
 
 
 @torch.no_grad()
-def flops_per_image(
-    sampler: Sampler, schedule: Mapping[str, Tensor], context: Context, seeds: Tensor
-) -> float:
+def flops_per_image(sampler: Sampler, commands: Sequence[Any], context: Context, rng: BatchRng) -> float:
     """Returns the floating point operations of an image: all network calls of its episode, and the decoder.
 
     Counted over a real episode by torch: matrix products, convolutions and attention, a multiplication and the addition
@@ -24,11 +22,10 @@ def flops_per_image(
 
     Args:
         sampler: of the environment.
-        schedule: {name: (T, N)}, the episode's parameters in physical units.
+        commands: of the episode's T decisions.
         context: (N,).
-        seeds: (N,) int64 of the images.
+        rng: the streams of the N images.
     """
-    rng = BatchRng(seeds)
     with (
         warnings.catch_warnings(),
         torch.compiler.set_stance("force_eager"),  # operations inside a compiled network would not be seen
@@ -36,7 +33,7 @@ def flops_per_image(
     ):
         warnings.filterwarnings("ignore", message="Using `torch.compile")  # of the counter's own hooks
         state = sampler.start(context, rng)
-        for t in range(sampler.horizon):
-            state = sampler.advance(state, {name: values[t] for name, values in schedule.items()}, rng)
+        for command in commands:
+            state = sampler.advance(state, command, rng)
         sampler.decode(state)
-    return counter.get_total_flops() / len(seeds)
+    return counter.get_total_flops() / len(context)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,9 +36,29 @@ class KVCache:
         """Returns a cache that may be written from position `length` on: this one, or a copy if it went on already."""
         if self.length <= length:
             return self
-        copy = object.__new__(KVCache)
-        copy.keys, copy.values, copy.length = self.keys.clone(), self.values.clone(), length
-        return copy
+        return KVCache._of(self.keys.clone(), self.values.clone(), length)
+
+    @staticmethod
+    def choose(caches: Sequence[KVCache], index: Tensor) -> KVCache:
+        """Returns the cache whose rows of image i are those of caches[index[i]], of caches of one shape.
+
+        Args:
+            caches: with one or more rows for each of N images, as under guidance: rows i, N + i ...
+            index: (N,) int64 into `caches`.
+        """
+        rows_each = caches[0].keys.shape[1] // len(index)
+        source, row = index.repeat(rows_each), torch.arange(rows_each * len(index), device=index.device)
+        keys, values = (
+            torch.stack([getattr(cache, name) for cache in caches])[source, :, row].transpose(0, 1)
+            for name in ("keys", "values")
+        )
+        return KVCache._of(keys.contiguous(), values.contiguous(), max(cache.length for cache in caches))
+
+    @staticmethod
+    def _of(keys: Tensor, values: Tensor, length: int) -> KVCache:
+        cache = object.__new__(KVCache)
+        cache.keys, cache.values, cache.length = keys, values, length
+        return cache
 
     def write(
         self, layer: int, rows: slice, start: int, keys: Tensor, values: Tensor

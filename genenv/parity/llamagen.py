@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from genenv.conditions import Labels
 from genenv.envs.raster_ar import RasterSampler, schedule
 from genenv.models.llamagen import LlamaGenTransformer, rotary_table
 from genenv.models.llamagen_vq import LlamaGenVQ
@@ -53,7 +54,7 @@ def sampler(network: LlamaGenTransformer, vq: LlamaGenVQ, needs_features: bool) 
         schedule(network.grid_size**2, network.codebook_size),
         grid_size=network.grid_size,
         codebook_size=network.codebook_size,
-        num_classes=network.num_classes,
+        condition=Labels(network.num_classes),
         feature_dim=network.embed_dim,
         image_shape=(3, side, side),
         needs_features=needs_features,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from genenv.conditions import Labels
 from genenv.envs.maskgit import MaskGITSampler, schedule
 from genenv.models.maskgit import MaskGITTransformer
 from genenv.models.maskgit_vqgan import MaskGITVQGAN
@@ -60,7 +61,7 @@ def sampler(fixture: Fixture, tokenizer_fixture: Fixture, horizon: int) -> MaskG
         schedule(horizon, guidance_weight=1.0),
         grid_size=network.grid_size,
         codebook_size=network.codebook_size,
-        num_classes=network.num_classes,
+        condition=Labels(network.num_classes),
         feature_dim=network.embed_dim,
         image_shape=(3, side, side),
         needs_features=True,

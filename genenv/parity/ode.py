@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genenv.conditions import Labels
 from genenv.envs import diffusion, flow
 from genenv.envs.ode import ODESampler, ODEState
 from genenv.models.autoencoder_kl import LATENT_SCALE, AutoencoderKL
@@ -60,7 +61,7 @@ def sampler(fixture: Fixture, path: NoisePath, params: tuple[ScheduleParam, ...]
         latent_shape=network.latent_shape,
         num_tokens=network.grid_size**2,
         feature_dim=network.embed_dim,
-        num_classes=network.num_classes,
+        condition=Labels(network.num_classes),
         image_shape=(3, side, side),
         guided_channels=GUIDED_CHANNELS,
         time_scale=time_scale(path),
@@ -175,7 +176,7 @@ def check_dpm_solver(fixture: Fixture) -> Iterator[Result]:
             latent_shape=(channels, height, width),
             num_tokens=1,
             feature_dim=1,
-            num_classes=fixture.config["null_class"],
+            condition=Labels(fixture.config["null_class"]),
             image_shape=(channels, height, width),
             guided_channels=GUIDED_CHANNELS,
             needs_features=True,

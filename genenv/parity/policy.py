@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genenv.contexts import ClassLabels
+from genenv.actions import ScheduleActions
+from genenv.contexts import Contexts
 from genenv.envs import diffusion, flow, maskgit, var
+from genenv.fields import Field
 from genenv.models.policy import PolicyBackbone, released_network
 from genenv.parity import maskgit as maskgit_parity
 from genenv.parity import ode as ode_parity
 from genenv.parity import var as var_parity
 from genenv.parity.fixture import Fixture, Result, close, equal
-from genenv.protocols import Field
 from genenv.rng import BatchRng
 from genenv.schedules import ScheduleParam, constant
 from genenv.solvers import LinearPath, VPLinear
@@ -96,7 +97,7 @@ def smoothed(
     sampler: Any, decay: float, batch: int, observe: Sequence[str] = ("step",)
 ) -> EMAActionSmoothing:
     """Returns the environment over a sampler, with smoothed actions."""
-    contexts = ClassLabels(sampler.num_classes, "uniform")
+    contexts = Contexts([str(i) for i in range(sampler.num_contexts)])
     env = GenVectorEnv(sampler, contexts, batch, observe=observe, autoreset_mode="Disabled")
     return EMAActionSmoothing(env, decay)
 
@@ -111,8 +112,11 @@ class _Idle:
 
     def __init__(self, params: Sequence[ScheduleParam]):
         self.params, self.horizon = tuple(params), len(params[0].static)
-        self.num_classes, self.image_shape = 1, (1, 1, 1)
+        self.num_contexts, self.image_shape = 1, (1, 1, 1)
         self.fields = {"latents": Field((1, 1, 1), torch.float32, 0, 1)}
+
+    def actions(self, mode: str, device: torch.device) -> ScheduleActions:
+        return ScheduleActions(self.params, mode, device)
 
     def start(self, context: Tensor, rng: BatchRng) -> _IdleState:
         return _IdleState(context)
@@ -153,12 +157,16 @@ class Replay:
         observe: Callable[[Any, Sequence[str]], dict[str, Tensor]] | None = None,
     ):
         self.sampler, self.params, self.horizon = sampler, tuple(params), len(params[0].static)
-        self.num_classes, self.image_shape = sampler.num_classes, sampler.image_shape
+        self.num_contexts, self.image_shape = sampler.num_contexts, sampler.image_shape
         self.fields, self.decode = sampler.fields, sampler.decode
         self.undecided, self.diagnostics = sampler.undecided, sampler.diagnostics
         self.observe = sampler.observe if observe is None else observe
         self._decide, self._start = decide, start
         self.states: list[Any] = []
+
+    def actions(self, mode: str, device: torch.device) -> ScheduleActions:
+        """Returns how the policy's actions become parameters, in its order."""
+        return ScheduleActions(self.params, mode, device)
 
     def start(self, context: Tensor, rng: BatchRng) -> Any:
         """Returns the first state."""

@@ -18,8 +18,8 @@ class Mixture:
     Args:
         rewards: {name: reward}.
         weights: {name: weight}; 1 for names that are left out.
-        normalise: standardise each component among the images of one context before it is weighed, as GRPO does with
-            its groups, so that the weights hold whatever the components' scales are.
+        normalise: standardise each component among the images of one group (by default of one context) before it is
+            weighed, as GRPO does, so that the weights hold whatever the components' scales are.
     """
 
     def __init__(
@@ -49,8 +49,15 @@ class Mixture:
                     "use gym.make_vec with more of them"
                 )
 
-    def judge(self, images: Tensor, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+    def judge(
+        self, images: Tensor, context: Context, group: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighted sum (N,) and each component (N,) as its judge gave it, float32.
+
+        Args:
+            images: (N, C, H, W) in [0, 1].
+            context: (N,).
+            group: (N,) int64, among whose images a normalised reward is standardised; by default the context.
 
         Raises:
             ValueError: if a component gives anything but N finite numbers, or there is nothing to standardise among.
@@ -66,7 +73,7 @@ class Mixture:
             name, value = next((n, v) for n, v in parts.items() if not bool(v.isfinite().all()))
             raise ValueError(f"reward {name!r} must be finite, got {value[~value.isfinite()][0].item()}")
         if self.normalise:
-            values = standardise_groups(values, context)
+            values = standardise_groups(values, context if group is None else group)
         for weight, value in zip(self.weights.values(), values, strict=True):
             total = total + weight * value
         return total, parts
@@ -101,15 +108,15 @@ class Mixture:
             reward.load_state_dict(state[name])
 
 
-def standardise_groups(value: Tensor, context: Context) -> Tensor:
-    """Returns (value - mean) / (std + 1e-4) among the images of each context, of values (..., N).
+def standardise_groups(value: Tensor, group: Tensor) -> Tensor:
+    """Returns (value - mean) / (std + 1e-4) among the images of each group (N,), of values (..., N).
 
-    That of an image alone in its context is 0. The 1e-4 is that of arXiv 2603.23086's code.
+    That of an image alone in its group is 0. The 1e-4 is that of arXiv 2603.23086's code.
 
     Raises:
-        ValueError: if every image is alone in its context.
+        ValueError: if every image is alone in its group.
     """
-    _, group = context.unique(dim=0, return_inverse=True)
+    _, group = group.unique(dim=0, return_inverse=True)
     count = group.bincount()
     if len(count) == len(group):
         raise ValueError(

@@ -40,8 +40,9 @@ class TerminalReward(gym.Wrapper):
         """Takes a step; `info["reward/<name>"]` holds each component at the end."""
         observation, paid, terminated, truncated, info = self.env.step(action)
         if "image" in info:
-            image = torch.as_tensor(info["image"])[None]
-            total, parts = self.reward.judge(image, torch.as_tensor(info["context"])[None])
+            total, parts = self.reward.judge(
+                *(torch.as_tensor(info[k])[None] for k in ("image", "context", "group"))
+            )
             paid = float(paid) + float(total[0])
             info |= {f"reward/{name}": value[0] for name, value in to_numpy(parts).items()}
         return observation, float(paid), terminated, truncated, info

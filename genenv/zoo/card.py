@@ -11,11 +11,12 @@ from torch import Tensor
 
 from genenv.checkpoints import load_generator, write_text
 from genenv.data import digits
-from genenv.evaluation import Evaluator, held_out_seed
+from genenv.evaluation import Evaluator, first_seed
 from genenv.metrics.frechet import frechet_distance, moments
 from genenv.metrics.judge import Judge
 from genenv.rewards.clip import PromptScore, make_clip, make_hpsv2
-from genenv.rollout import handcrafted, schedule_actor, unwrapped
+from genenv.rollout import schedule_actions, schedule_actor
+from genenv.schedules import handcrafted
 from genenv.zoo.scorers import CORRUPTIONS, corrupt, like
 from genenv.zoo.training import random_schedules
 
@@ -127,12 +128,12 @@ def _generated(folder: Path, env_id: str, num_steps: int | None, off: bool) -> l
     """Returns the metrics of each evaluation seed under the hand-crafted schedule, with or without its guidance."""
     kwargs = {"backbone": str(folder), "num_steps": num_steps, "action_mode": "physical"}
     evaluator = Evaluator(env_id, kwargs)
-    params = unwrapped(evaluator.env).sampler.params
+    params = schedule_actions(evaluator.env).params
     schedule = handcrafted(params)
     if off:
         schedule[:, [param.name for param in params].index("guidance_weight")] = 0
     actor = schedule_actor(schedule)
-    return [evaluator(actor, held_out_seed(k, 2000)).metrics for k in range(EVALUATION_SEEDS)]
+    return [evaluator(actor, first_seed(k, 2000)).metrics for k in range(EVALUATION_SEEDS)]
 
 
 def _cell(results: list[dict[str, float]], metric: str) -> str:

@@ -16,7 +16,6 @@ import pytest
 import torch
 import tyro
 
-import genenv.evaluation
 from agents.adagen import (
     PRESETS,
     Config,
@@ -34,6 +33,7 @@ from agents.refine import Arguments, refine
 from agents.refine import main as refine_run
 from genenv.checkpoints import CheckpointError
 from genenv.rewards.mixture import Mixture
+from genenv.rng import Stream
 from genenv.rollout import generate, run_episode, static_actor, unwrapped
 
 ROOT = Path(__file__).parents[2]
@@ -172,7 +172,7 @@ def test_a_loaded_policy_plays_what_was_evaluated(finished):
         autoreset_mode="Disabled",
         **actor.env_kwargs,
     )
-    episode = generate(env, actor, 100, seed=genenv.evaluation.HELD_OUT_SEED)
+    episode = generate(env, actor, 100, stream=Stream.HELD_OUT)
     torch.testing.assert_close(episode.images, finished.learned.episode.images)
 
 
@@ -320,7 +320,6 @@ def test_training_seeds_never_reach_the_held_out_ones():
     trainer = Trainer(dataclasses.replace(TINY, seed=5))
     seeds = [trainer._next_seed() for _ in range(3)]
     assert seeds == [5 * 10**9 + 16 * i for i in range(3)]
-    assert max(seeds) < genenv.evaluation.HELD_OUT_SEED
     assert unwrapped(trainer.env).num_envs == 16
 
 

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from genenv.actions import ScheduleActions
 from genenv.data import digits
-from genenv.protocols import Field
+from genenv.fields import Field
+from genenv.rng import Purpose
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, linear_rise
 
 BEST_GUIDANCE = 1.5
@@ -24,7 +26,8 @@ class FadedState:
 class FadedDigits:
     """image = real digit * mean over decisions of (brightness - 0.2 |guidance - 1.5|): brightest is most real."""
 
-    horizon, num_classes, image_shape = 2, 10, (1, 8, 8)
+    horizon, num_contexts, image_shape = 2, 10, (1, 8, 8)
+    stochastic = False
     fields = {"exposure": Field((1,), torch.float32, -10.0, 10.0)}  # noqa: RUF012
 
     def __init__(self):
@@ -37,9 +40,13 @@ class FadedDigits:
         self.counts = labels.bincount()
         self.firsts = self.counts.cumsum(0) - self.counts
 
+    def actions(self, mode, device):
+        """Makes schedules of the actions."""
+        return ScheduleActions(self.params, mode, device)
+
     def start(self, context, rng):
         """Draws a real digit of each label."""
-        place = (rng.uniform(1)[:, 0] * self.counts[context]).long()
+        place = (rng.uniform(1, purpose=Purpose.START)[:, 0] * self.counts[context]).long()
         return FadedState(self.digits[self.firsts[context] + place], context, torch.zeros(len(context)))
 
     def observe(self, state, names):

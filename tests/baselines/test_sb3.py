@@ -21,9 +21,9 @@ def test_ppo_at_default_settings_learns_to_brighten_the_toy(toy):
     """The hand-crafted schedule exposes the digits to 0.25, the best action in the box to about 0.85."""
     model = make_model(Config(env_kwargs=toy, num_envs=128), seed=0)
     env = gym.make_vec("AdaGen/MaskGIT-v0", num_envs=200, autoreset_mode="Disabled", **toy)
-    before = generate(env, static_actor(env), 200, seed=10_000).rewards.mean()
+    before = generate(env, static_actor(env), 200, seed=10_000).returns.mean()
     model.learn(2 * 2048)
-    after = generate(env, actor_from(model), 200, seed=10_000).rewards.mean()
+    after = generate(env, actor_from(model), 200, seed=10_000).returns.mean()
     assert after > 1.5 * before
 
 

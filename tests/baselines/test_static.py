@@ -5,7 +5,9 @@ import torch
 from baselines.common import StaticSchedules, static_kwargs
 from baselines.static import Config, best_schedule, guidance_schedules, run
 from genenv.envs.maskgit import schedule
-from genenv.rollout import handcrafted, run_episode, schedule_actor, static_actor
+from genenv.rng import Stream
+from genenv.rollout import run_episode, schedule_actor, static_actor
+from genenv.schedules import handcrafted
 
 
 def test_the_handcrafted_table_gives_the_images_of_the_zero_action():
@@ -13,11 +15,13 @@ def test_the_handcrafted_table_gives_the_images_of_the_zero_action():
     residual = gym.make_vec("AdaGen/MaskGIT-v0", num_envs=8, **kwargs)
     physical = gym.make_vec("AdaGen/MaskGIT-v0", num_envs=8, **static_kwargs(kwargs))
     zero = run_episode(residual, static_actor(residual), seed=5)
-    table = handcrafted(residual.unwrapped.sampler.params)
+    table = handcrafted(residual.unwrapped.actions.params)
     played = run_episode(physical, schedule_actor(table), seed=5)
     assert torch.equal(zero.images, played.images)
     assert all(torch.equal(zero.schedule[name], played.schedule[name]) for name in zero.schedule)
-    assert torch.equal(zero.images, StaticSchedules("AdaGen/MaskGIT-v0", {}, 8)(table[None], 8, 5)[0])
+    assert torch.equal(
+        zero.images, StaticSchedules("AdaGen/MaskGIT-v0", {}, 8)(table[None], 8, 5, Stream.TRAINING)[0]
+    )
 
 
 def test_the_grid_changes_the_guidance_only():

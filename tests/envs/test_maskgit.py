@@ -2,6 +2,7 @@ import pytest
 import torch
 from oracles import maskgit_decision
 
+from genenv.conditions import Labels
 from genenv.envs.maskgit import MaskGITSampler, schedule
 from genenv.rng import BatchRng, gumbel
 
@@ -32,7 +33,7 @@ def make(needs_features=False, horizon=HORIZON):
         schedule(horizon, guidance_weight=2.0),
         grid_size=GRID,
         codebook_size=CODES,
-        num_classes=CLASSES,
+        condition=Labels(CLASSES),
         feature_dim=DIM,
         image_shape=(1, GRID, GRID),
         needs_features=needs_features,

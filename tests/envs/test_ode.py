@@ -3,13 +3,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from genenv.actions import ScheduleActions
+from genenv.conditions import Labels
 from genenv.envs import diffusion, flow, ode
 from genenv.envs.ode import ODESampler, num_decisions, pixels
 from genenv.models.dit import DiT
 from genenv.parity.fixture import Fixture
 from genenv.parity.ode import analytic_network, check_dit, check_dpm_solver, check_sit
 from genenv.rng import BatchRng
-from genenv.schedules import ActionDecoder
 from genenv.solvers import MIN_STEP, SOLVERS, LinearPath, VPLinear
 
 SHARED = Path(__file__).parents[3] / "shared" / "parity"
@@ -42,7 +43,7 @@ class ToyNetwork:
 
 def make(path="vp", solver="dpm2s", needs_features=False, **kwargs):
     network = ToyNetwork()
-    arguments = {"latent_shape": (2, 4, 4), "num_tokens": 4, "feature_dim": DIM, "num_classes": CLASSES}
+    arguments = {"latent_shape": (2, 4, 4), "num_tokens": 4, "feature_dim": DIM, "condition": Labels(CLASSES)}
     arguments |= {"image_shape": (2, 4, 4), "guided_channels": 2, "needs_features": needs_features}
     params = SCHEDULES[path](num_decisions(solver, STEPS))
     return ODESampler(network, pixels, PATHS[path], SOLVERS[solver], params, **arguments | kwargs), network
@@ -250,7 +251,7 @@ def test_the_start_is_standard_normal_noise_of_each_seed():
     ("paradigm", "first", "last", "weight"), [(diffusion, 0.9, 0.01, 1.0), (flow, 0.01, 0.99, 1.5)]
 )
 def test_an_action_of_zero_is_the_hand_crafted_schedule(paradigm, first, last, weight):
-    decoder = ActionDecoder(paradigm.schedule(17))
+    decoder = ScheduleActions(paradigm.schedule(17))
     values = [decoder(torch.zeros(1, 2), t) for t in range(17)]
     expected = torch.linspace(first, last, 17, dtype=torch.float64)
     assert [value["time"].item() for value in values] == expected.tolist()
@@ -273,7 +274,7 @@ def test_a_sampler_is_made_from_its_part(monkeypatch, paradigm, solver, num_step
     arguments = {"device": "cpu", "dtype": torch.bfloat16, "needs_features": True, "compile": False}
     sampler = paradigm.make_sampler("digits", num_steps, **arguments, solver=solver)
     assert asked == [(paradigm.PARTS[0], "digits")]
-    assert (sampler.horizon, sampler.num_classes, sampler.image_shape) == (horizon, CLASSES, (2, 4, 4))
+    assert (sampler.horizon, sampler.num_contexts, sampler.image_shape) == (horizon, CLASSES, (2, 4, 4))
     state = rollout(sampler, random_params(sampler, 2))[-1]
     assert state.latents.dtype == torch.float32
     assert state.latents.isfinite().all()
@@ -322,7 +323,7 @@ def test_more_steps_than_the_times_have_room_for_are_refused(monkeypatch, paradi
 def analytic(path, solver, times):
     """Returns the final latents of an episode with an analytic network, its first ones, and its network."""
     network, shape = analytic_network(1000), (4, 3, 3)
-    arguments = {"latent_shape": shape, "num_tokens": 1, "feature_dim": 1, "num_classes": 1000}
+    arguments = {"latent_shape": shape, "num_tokens": 1, "feature_dim": 1, "condition": Labels(1000)}
     params = SCHEDULES[path](len(times))
     sampler = ODESampler(
         network,

@@ -1,12 +1,13 @@
 import pytest
 import torch
 
+from genenv.actions import ScheduleActions
+from genenv.conditions import Labels
 from genenv.envs import raster_ar
 from genenv.envs.raster_ar import RasterSampler, make_sampler, num_decisions, schedule
 from genenv.models.digits_vq import DigitsVQ
 from genenv.models.llamagen import LlamaGenTransformer
 from genenv.rng import BatchRng
-from genenv.schedules import ActionDecoder
 
 GRID, CODES, CLASSES, DIM, HORIZON = 4, 12, 3, 16, 4
 LENGTH = GRID**2
@@ -36,7 +37,7 @@ def make(needs_features=False, horizon=HORIZON):
         schedule(horizon, CODES),
         grid_size=GRID,
         codebook_size=CODES,
-        num_classes=CLASSES,
+        condition=Labels(CLASSES),
         feature_dim=DIM,
         image_shape=(1, GRID, GRID),
         needs_features=needs_features,
@@ -286,14 +287,14 @@ def test_the_filters_follow_the_temperature():
 def test_the_hand_crafted_schedule_is_plain_guided_sampling():
     params = schedule(4, codebook_size=CODES)
     assert [p.name for p in params] == ["token_temperature", "top_k", "top_p", "guidance_weight"]
-    static = ActionDecoder(params)(torch.zeros(2, 4), 0)
+    static = ScheduleActions(params)(torch.zeros(2, 4), 0)
     assert {name: value.tolist() for name, value in static.items()} == {
         "token_temperature": [1.0, 1.0],
         "top_k": [CODES, CODES],  # keeps all
         "top_p": [0.999, 0.999],
         "guidance_weight": [1.0, 1.0],
     }
-    low, high = (ActionDecoder(params)(torch.full((1, 4), a), 0) for a in (-1.0, 1.0))
+    low, high = (ScheduleActions(params)(torch.full((1, 4), a), 0) for a in (-1.0, 1.0))
     assert low["top_k"] < CODES / 4
     assert high["top_k"] < 2 * CODES
     assert low["top_p"] < 0.96
@@ -332,7 +333,7 @@ def test_a_sampler_is_made_of_a_backbones_parts(monkeypatch):
     monkeypatch.setattr(raster_ar, "load_generator", lambda part, backbone: parts[part])
     sampler = make_sampler("digits", None, "cpu", torch.float32, needs_features=True, compile=False)
     assert sampler.horizon == GRID
-    assert sampler.num_classes == CLASSES
+    assert sampler.num_contexts == CLASSES
     assert sampler.image_shape == (1, 8, 8)
     state = run(sampler, random_params(2))
     assert sampler.decode(state).shape == (2, 1, 8, 8)

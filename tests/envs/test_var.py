@@ -5,6 +5,7 @@ import pytest
 import torch
 from oracles import softmax
 
+from genenv.actions import ScheduleActions
 from genenv.envs import var
 from genenv.envs.var import VARSampler, resize, schedule
 from genenv.models.digits_msvq import DigitsMSVQ
@@ -12,7 +13,6 @@ from genenv.models.var import VARTransformer
 from genenv.parity.fixture import Fixture
 from genenv.parity.var import check_var
 from genenv.rng import BatchRng
-from genenv.schedules import ActionDecoder
 
 SIDES, CODES, CLASSES, HORIZON = (1, 2, 3, 4), 12, 3, 4
 OFFSETS = (0, 1, 5, 14, 30)
@@ -279,7 +279,7 @@ def test_every_state_has_an_image_and_a_share_of_scales_to_come():
 
 
 def test_an_action_of_zero_is_the_hand_crafted_schedule():
-    decoder = ActionDecoder(schedule(10, 4096))
+    decoder = ScheduleActions(schedule(10, 4096))
     for t in range(10):
         values = {name: value.tolist() for name, value in decoder(torch.zeros(2, 4), t).items()}
         assert values == {
@@ -291,7 +291,7 @@ def test_an_action_of_zero_is_the_hand_crafted_schedule():
 
 
 def test_no_action_leaves_the_range_of_a_parameter():
-    decoder = ActionDecoder(schedule(4, CODES))
+    decoder = ScheduleActions(schedule(4, CODES))
     for value in (-30.0, 30.0):
         values = decoder(torch.full((1, 4), value), 0)
         assert 0 <= values["top_k"].item() <= CODES
@@ -307,7 +307,7 @@ def test_the_number_of_decisions_is_that_of_the_scales(monkeypatch, num_steps):
     monkeypatch.setattr(var, "load_generator", lambda part, backbone: parts[part])
     arguments = {"device": "cpu", "dtype": torch.float32, "needs_features": False, "compile": False}
     made = var.make_sampler("digits", num_steps, **arguments)
-    assert (made.horizon, made.num_classes, made.image_shape) == (4, CLASSES, (1, 8, 8))
+    assert (made.horizon, made.num_contexts, made.image_shape) == (4, CLASSES, (1, 8, 8))
     with pytest.raises(ValueError, match=r"num_steps must be 4, the scales of backbone 'digits', .* got 5"):
         var.make_sampler("digits", 5, **arguments)
 

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from genenv.metrics.cost import flops_per_image
+from genenv.rng import BatchRng
 
 WIDTH, TOKENS = 6, 5
 
@@ -32,9 +33,9 @@ class Sampler:
 @pytest.mark.parametrize("num_images", [1, 4])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_operations_are_those_counted_by_hand(num_images, compiled):
-    schedule = {"w": torch.zeros(3, num_images)}
+    commands = [{"w": torch.zeros(num_images)}] * 3
     context = torch.zeros(num_images, dtype=torch.int64)
-    found = flops_per_image(Sampler(compiled), schedule, context, torch.arange(num_images))
+    found = flops_per_image(Sampler(compiled), commands, context, BatchRng(torch.arange(num_images)))
     linear, attention = 2 * TOKENS * WIDTH * WIDTH, 2 * 2 * TOKENS * TOKENS * WIDTH
     decoder = 2 * TOKENS * WIDTH * 2 * 9
     assert found == 3 * (linear + attention) + decoder

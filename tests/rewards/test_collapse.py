@@ -34,7 +34,7 @@ def tune(reward):
     mean, std, rate = torch.zeros(STEPS, 1, PARAMS), 0.5, 0.6
     for batch in range(10):
         noise = torch.randn(STEPS, IMAGES, PARAMS, generator=generator)
-        paid = play(env, mean + std * noise, seed=batch * IMAGES).rewards
+        paid = play(env, mean + std * noise, seed=batch * IMAGES).returns
         advantage = (paid - paid.mean()) / paid.std()
         mean = mean + rate / std * (noise * advantage[:, None]).mean(1, keepdim=True)
     return mean

@@ -165,15 +165,16 @@ def test_moments_go_on_from_episode_to_episode_without_a_seed():
     assert not torch.allclose(unseeded, fresh)
 
 
-@pytest.mark.parametrize("env_id", genenv.IDS)
+@pytest.mark.parametrize("env_id", genenv.env_ids())
 def test_every_environment_takes_every_judge_of_its_images(env_id):
     weights = {name: 1.0 for name in TYPES if name != "fid"}
     env = gym.make_vec(env_id, num_envs=4, reward=weights | {"fid": 0.5})
     episode = run_episode(env, static_actor(env), seed=0)
-    parts = {name: episode.diagnostics[f"reward/{name}"] for name in TYPES}
+    parts = episode.components
+    assert parts.keys() == TYPES.keys()
     assert all(part.shape == (4,) for part in parts.values())
     total = sum(weights.get(name, 0.5) * part for name, part in parts.items())
-    torch.testing.assert_close(episode.rewards, total)
+    torch.testing.assert_close(episode.returns, total)
     single = gym.make(env_id, reward=weights)
     single.reset(seed=0)
     terminated, paid, info = False, 0.0, {}

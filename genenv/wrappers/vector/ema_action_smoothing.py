@@ -29,11 +29,13 @@ class EMAActionSmoothing(VectorWrapper):
         self.decay = checked_decay(decay)
         inner = env.unwrapped
         assert isinstance(inner, GenVectorEnv)
+        if not inner.actions.field.dtype.is_floating_point:
+            raise ValueError(f"actions of {env} are choices, which have no moving average; use smoothing=0")
         self._inner = inner
         self._average: Tensor | None = None
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Any, Any, Any, Any, dict]:
-        """Takes a step with the smoothed actions (N, A)."""
+        """Takes a step with the smoothed actions (N, ...)."""
         actions = self._inner.check_actions(actions)
         if self._average is not None and self._inner.current_step > 0:
             actions = torch.lerp(actions, self._average.to(actions), self.decay)

@@ -43,11 +43,13 @@ class TerminalReward(VectorWrapper):
         final = info.get("final_info", info)
         if "image" in final:
             device = self._inner.device
-            images, context = (torch.as_tensor(final[name], device=device) for name in ("image", "context"))
+            judged = (torch.as_tensor(final[name], device=device) for name in ("image", "context", "group"))
             with torch.no_grad():
-                total, parts = self.reward.judge(images, context)
+                total, parts = self.reward.judge(*judged)
             entries = {f"reward/{name}": value for name, value in parts.items()}
-            entries |= {f"_{name}": torch.ones_like(context, dtype=torch.bool) for name in entries}
+            entries |= {
+                f"_{name}": torch.ones(len(total), dtype=torch.bool, device=device) for name in entries
+            }
             if self._inner.output == "numpy":
                 total, entries = to_numpy(total), to_numpy(entries)
             paid = paid + total

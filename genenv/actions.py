@@ -1,0 +1,161 @@
+"""What an action is: how it looks to an agent, and the command that it gives to a sampler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from genenv.fields import Field, choice
+from genenv.schedules import ScheduleParam, handcrafted
+
+RESIDUAL_LIMIT = 1000.0
+"""Largest residual action: beyond, guidance weights and temperatures leave what networks in half precision survive."""
+
+Schedule = dict[str, Tensor]
+"""The command of a schedule: {name: (N,) float64}, parameters in physical units."""
+
+
+class ScheduleActions:
+    """Actions that are schedule parameters.
+
+    `residual`: p_t = g(g^-1(static_t) + span * a_t), with g the bijector (AdaGen, sec. on residual actions). A zero
+    is the static schedule, bit for bit.
+    `physical`: the action holds the parameters themselves.
+
+    Args:
+        params: the A schedule parameters.
+        mode: "residual" or "physical".
+        device: where actions arrive.
+
+    Attributes:
+        field: the unit box, or the parameters' limits.
+        legal: what is accepted: up to 1,000 units, or the limits.
+        horizon: decisions T.
+    """
+
+    def __init__(
+        self, params: Sequence[ScheduleParam], mode: str = "residual", device: torch.device | str = "cpu"
+    ):
+        if mode not in ("residual", "physical"):
+            raise ValueError(f"action_mode must be 'residual' or 'physical', got {mode!r}")
+        self.params, self.mode, self.horizon = tuple(params), mode, len(params[0].static)
+        shape, limits = (len(self.params),), [p.limits for p in self.params]
+        if mode == "residual":
+            self.field = Field(shape, torch.float32, -1.0, 1.0)
+            limits = [(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)] * len(self.params)
+        low, high = zip(*limits, strict=True)
+        self.legal = Field(shape, torch.float32, low, high)
+        if mode == "physical":
+            self.field = self.legal
+        self._static = handcrafted(self.params).to(device)  # (T, A)
+        self._base = torch.stack([p.bijector.inverse(p.static.double()) for p in self.params], dim=1).to(
+            device
+        )
+        self._span = torch.tensor([p.span for p in self.params], dtype=torch.float64, device=device)
+        self._low, self._high = torch.tensor(limits, dtype=torch.float64, device=device).T
+
+    def __call__(self, action: Tensor, t: int) -> Schedule:
+        """Returns {name: (N,) float64} in physical units for actions (N, A) at decision t.
+
+        Raises:
+            ValueError: if an action is not finite, or outside what is legal.
+        """
+        action = action.double()
+        legal = (action >= self._low) & (action <= self._high)  # False where not a number
+        if not bool(legal.all()):
+            raise ValueError(self._complaint(action, legal))
+        if self.mode == "physical":
+            return {p.name: action[:, i] for i, p in enumerate(self.params)}
+        moved = self._base[t] + self._span * action
+        static = self._static[t].expand_as(action)
+        return {
+            p.name: torch.where(action[:, i] == 0, static[:, i], p.bijector.forward(moved[:, i]))
+            for i, p in enumerate(self.params)
+        }
+
+    def report(self, command: Schedule) -> dict[str, Tensor]:
+        """Returns {"schedule/<name>": (N,) float32}."""
+        return {f"schedule/{name}": value.float() for name, value in command.items()}
+
+    def encode(self, physical: Tensor, t: int) -> Tensor:
+        """Returns the actions (N, A) float64 whose parameters are `physical` (N, A): the inverse of a call."""
+        physical = physical.double()
+        if self.mode == "physical":
+            return physical
+        columns = [p.bijector.inverse(physical[:, i]) for i, p in enumerate(self.params)]
+        return (torch.stack(columns, dim=1) - self._base[t]) / self._span
+
+    def handcrafted(self, number: int, t: int) -> Tensor:
+        """Returns the actions (number, A) that leave the hand-crafted schedule as it is at decision t.
+
+        In residual mode they are 0; in physical mode they are float64, which the schedule itself is.
+        """
+        if self.mode == "residual":
+            return torch.zeros(number, len(self.params), device=self._static.device)
+        return self._static[t].expand(number, -1)
+
+    def _complaint(self, action: Tensor, legal: Tensor) -> str:
+        env, i = (~legal).nonzero()[0].tolist()
+        name, value = self.params[i].name, action[env, i].item()
+        if not math.isfinite(value):
+            return f"action of env {env}: {name} must be finite, got {value}"
+        low, high = self._low[i].item(), self._high[i].item()
+        return f"action of env {env}: {name} must lie in [{low}, {high}], got {value}"
+
+
+class TokenActions:
+    """Actions that are the next token, one of V.
+
+    Args:
+        vocab_size: V.
+    """
+
+    def __init__(self, vocab_size: int):
+        self.field = self.legal = choice(vocab_size)
+        self.vocab_size = vocab_size
+
+    def __call__(self, action: Tensor, t: int) -> Tensor:
+        """Returns the tokens (N,); ValueError for one that does not exist."""
+        legal = (action >= 0) & (action < self.vocab_size)
+        if not bool(legal.all()):
+            env = int((~legal).nonzero()[0])
+            raise ValueError(
+                f"action of env {env}: the token must lie in [0, {self.vocab_size - 1}], got {action[env].item()}"
+            )
+        return action
+
+    def report(self, command: Tensor) -> dict[str, Tensor]:
+        """Returns {"token": (N,)}."""
+        return {"token": command}
+
+
+class LatentActions:
+    """Actions that are the next latent, or its deviation from a mean.
+
+    Args:
+        shape: (C, h, w).
+        limit: largest absolute value.
+    """
+
+    def __init__(self, shape: tuple[int, ...], limit: float):
+        self.field = self.legal = Field(shape, torch.float32, -limit, limit)
+        self.limit = limit
+
+    def __call__(self, action: Tensor, t: int) -> Tensor:
+        """Returns the latents (N, C, h, w); ValueError for one that is not a number, or too large."""
+        legal = (action.abs() <= self.limit).flatten(1).all(1)
+        if not bool(legal.all()):
+            env = int((~legal).nonzero()[0])
+            latent = action[env].flatten()
+            worst = latent[~(latent.abs() <= self.limit)][0].item()
+            raise ValueError(
+                f"action of env {env}: latents must lie in [{-self.limit:g}, {self.limit:g}], got {worst}"
+            )
+        return action
+
+    def report(self, command: Tensor) -> dict[str, Tensor]:
+        """Returns {"latent_norm": (N,)}, the root mean square of each latent."""
+        return {"latent_norm": command.flatten(1).square().mean(1).sqrt()}
