@@ -162,6 +162,25 @@ class ODESampler:
         difference[:, self.guided_channels :] = 0
         return output + weight.float()[:, None, None, None] * difference
 
+    def denoise(
+        self, latents: Tensor, time: Tensor, context: Context, weight: Tensor | None = None
+    ) -> Tensor:
+        """Returns the data (N, C, h, w) that the network expects behind noisy latents, with gradients to its weights.
+
+        Without guidance that is the mean E[data | latents] of a network that was trained well.
+
+        Args:
+            latents: (N, C, h, w).
+            time: (N,) float64, of the path.
+            context: (N,).
+            weight: guidance weights (N,); None for none.
+        """
+        state = ODEState(latents, time, context, 0, torch.zeros_like(context), None, None)
+        prediction = self._predict(state, guided=weight is not None).prediction
+        assert prediction is not None
+        output = prediction.conditional.float() if weight is None else self.guided(prediction, weight)
+        return self.path.data(latents, time, output)
+
     def decode(self, state: ODEState) -> Tensor:
         """Returns images (N, C', H, W) of the latents as they are, noise included."""
         return self.decoder(state.latents).float()

@@ -142,6 +142,16 @@ class LlamaGenTransformer(nn.Module):
         features = self._features(self._embed(tokens, labels), 0)
         return self.output(features), features
 
+    def log_prob(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Returns the log-probability (N, L) of each token given those before it (teacher forcing), with gradients.
+
+        Args:
+            tokens: (N, L) int64 in raster order.
+            labels: (N,) int64; `num_classes` for the unconditional one.
+        """
+        logits, _ = self(tokens[:, :-1], labels)
+        return logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
     def read(
         self, tokens: Tensor, labels: Tensor | None, start: int, cache: KVCache, rows: slice
     ) -> tuple[Tensor, Tensor]:

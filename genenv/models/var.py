@@ -193,6 +193,17 @@ class VARTransformer(nn.Module):
             x = block(x, modulation, mask, remember)
         return self.head(self.head_nm(x, condition)), x
 
+    def log_prob(self, tokens: Tensor, maps: Tensor, labels: Tensor) -> Tensor:
+        """Returns the log-probability (N, M) of each token given the scales before it (teacher forcing).
+
+        Args:
+            tokens: (N, M) int64 of all scales, coarse to fine.
+            maps: (N, M - 1, C), as of `forward`: `quantize.maps(quantize.accumulate(tokens))` of the tokenizer.
+            labels: (N,) int64; `num_classes` for the unconditional one.
+        """
+        logits, _ = self(maps, labels)
+        return logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
     def new_cache(self, num_rows: int) -> KVCache:
         """Returns an empty cache for sequences of all scales."""
         return KVCache(
