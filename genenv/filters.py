@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -13,11 +14,11 @@ def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
 
     Args:
         logits: (N, ..., V).
-        k: (N,), truncated to whole numbers; 0 or less, and V or more, keep all.
+        k: (N,), truncated to whole numbers; below 1, and from V on, all stay.
     """
     size = logits.shape[-1]
-    k = k.long()
-    k = torch.where(k <= 0, size, k).clamp(max=size).view(-1, *[1] * (logits.ndim - 1))
+    k = k.clamp(max=size).long()  # in this order: no huge number fits a long
+    k = torch.where(k <= 0, size, k).view(-1, *[1] * (logits.ndim - 1))
     ordered = logits.sort(dim=-1, descending=True).values
     cutoff = ordered.gather(-1, (k - 1).expand(*logits.shape[:-1], 1))
     return logits.masked_fill(logits < cutoff, -math.inf)
@@ -26,7 +27,8 @@ def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
 def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
     """Returns the logits of the smallest set with probability p, the rest -inf (Holtzman et al. 2020, sec. 3.1).
 
-    The entry that crosses p stays, and so does the likeliest one at any p.
+    The entry that crosses p stays, and so does the likeliest one at any p. At 1 all stay, though rounded probabilities
+    may add up to more.
 
     Args:
         logits: (N, ..., V).
@@ -34,8 +36,6 @@ def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
     """
     p = p.float().view(-1, *[1] * (logits.ndim - 1))
     ordered, index = logits.sort(dim=-1, descending=True)
-    probability = ordered.softmax(-1)
-    before = probability.cumsum(-1) - probability
-    dropped = before > p
-    dropped[..., 0] = False
+    before = F.pad(ordered.softmax(-1).cumsum(-1)[..., :-1], (1, 0))
+    dropped = (before > p) & (p < 1)
     return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, index, dropped), -math.inf)

@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from genenv.filters import keep_top_k, keep_top_p
 
@@ -89,3 +91,59 @@ def test_every_place_of_an_image_takes_the_setting_of_the_image(keep, logits):
     grid = logits.view(5, 10, SIZE)
     setting = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]) * (SIZE if keep is keep_top_k else 1)
     assert torch.equal(keep(grid, setting).view(50, SIZE), keep(logits, setting.repeat_interleave(10)))
+
+
+values = st.floats(-30, 30, width=16) | st.integers(-3, 3).map(float)  # coarse, so that ties are common
+rows = st.integers(1, 9).flatmap(
+    lambda size: st.lists(values | st.just(-math.inf), min_size=size, max_size=size).filter(
+        lambda row: max(row) > -math.inf
+    )
+)
+
+
+@given(rows, st.floats(-2, 12) | st.sampled_from([0.0, 1.0, 1e30]))
+def test_top_k_is_sorting_with_ties_and_entries_that_are_gone(row, k):
+    count = int(k) if 1 <= k < len(row) else len(row)
+    cutoff = sorted(row, reverse=True)[count - 1]
+    expected = [x if x >= cutoff else -math.inf for x in row]
+    assert keep_top_k(torch.tensor([row]), torch.tensor([k]))[0].tolist() == expected
+
+
+@given(rows, st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0]))
+def test_top_p_is_the_shortest_run_of_sorted_entries_that_exceeds_p(row, p):
+    left = keep_top_p(torch.tensor([row]), torch.tensor([p]))[0].tolist()
+    assert all(x in (-math.inf, original) for x, original in zip(left, row, strict=True))
+    chosen = [x for x in left if x > -math.inf]
+    dropped = list(row)
+    for x in chosen:
+        dropped.remove(x)
+    assert min(chosen) >= max(dropped, default=-math.inf)  # which of several equal ones stays is free
+    total = math.fsum(math.exp(x - max(row)) for x in row)
+    mass = [math.exp(x - max(row)) / total for x in sorted(chosen, reverse=True)]
+    assert len(mass) == 1 or math.fsum(mass[:-1]) <= p + 1e-6  # the last one was needed
+    assert math.fsum(mass) >= p - 1e-6 or max(dropped) == -math.inf
+
+
+@example(torch.tensor([[0.0, 0.0, 17.0]]))  # whose probabilities, rounded, exceed 1
+@given(rows.map(lambda row: torch.tensor([row])))
+def test_top_p_of_1_keeps_every_entry_and_of_0_the_likeliest(logits):
+    assert torch.equal(keep_top_p(logits, torch.ones(1)), logits)
+    assert keep_top_p(logits, torch.zeros(1)).isfinite().sum() == 1
+
+
+@given(
+    st.lists(st.integers(1, 3), max_size=2),
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(0, 2**31),
+)
+@pytest.mark.parametrize("keep", [keep_top_k, keep_top_p])
+def test_a_batch_is_filtered_as_its_rows_are_one_by_one(keep, inner, batch, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, *inner, size, generator=generator).half().float()
+    setting = torch.rand(batch, generator=generator) * (size + 1 if keep is keep_top_k else 1)
+    together = keep(logits, setting)
+    assert together.shape == logits.shape
+    for grid, value, found in zip(logits, setting, together, strict=True):
+        for row, left in zip(grid.view(-1, size), found.view(-1, size), strict=True):
+            assert torch.equal(keep(row[None], value[None])[0], left)
