@@ -35,6 +35,8 @@ def _are_names(value: Any) -> bool:
     return value is None or (names and all(isinstance(name, str) for name in value))
 
 
+NUMBER = (_is_a(Real, NoneType), "a number, or None for the hand-crafted schedule's own")
+
 TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_envs": (_is_a(Integral), "a whole number of images, such as 64"),
     "backbone": (_is_a(str), "a name or a folder, such as 'digits'"),
@@ -45,6 +47,11 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tokens_per_decision": (_is_a(Integral, NoneType), "a whole number, or None for a row of the grid"),
     "smoothing": (_is_a(Real), "a number in [0, 1); 0 does not smooth"),
     "observe": (_are_names, "a list of names, such as ['tokens', 'step'], or None for the usual ones"),
+    "guidance_weight": NUMBER,
+    "mask_temperature": NUMBER,
+    "token_temperature": NUMBER,
+    "top_k": NUMBER,
+    "top_p": NUMBER,
     "solver": (_is_a(str), "a name, such as 'dpm2s'"),
     "dtype": (_is_a(str), "a name, such as 'float32'"),
     "compile": (lambda value: isinstance(value, bool), "True or False"),

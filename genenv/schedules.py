@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,21 @@ def handcrafted(params: Sequence[ScheduleParam]) -> Tensor:
     return torch.stack([param.static.double() for param in params], dim=1)
 
 
+def setting(name: str, value: float | None, default: float, bijector: Bijector) -> float:
+    """Returns a number that a hand-crafted schedule is made of, its default where the value is None.
+
+    Raises:
+        ValueError: if it is not a number strictly inside the parameter's legal range.
+    """
+    value = default if value is None else value
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not bijector.low < value < bijector.high:
+        raise ValueError(
+            f"{name} must be a number inside ({bijector.low:g}, {bijector.high:g}), got {value!r}"
+        )
+    return float(value)
+
+
 def constant(value: float, horizon: int) -> Tensor:
     """Returns the same value at each of `horizon` decisions, (T,) float64."""
     return torch.full((horizon,), value, dtype=torch.float64)
@@ -101,9 +117,9 @@ def cosine(horizon: int) -> Tensor:
     return torch.cos(torch.pi / 2 * progress(horizon, 1 - 1e-3))
 
 
-def linear_decay(horizon: int) -> Tensor:
-    """Returns 1 - (t + 1 - 1e-3) / T: MaskGIT's re-masking temperature as in AdaGen."""
-    return 1 - progress(horizon, 1 - 1e-3)
+def linear_decay(peak: float, horizon: int) -> Tensor:
+    """Returns peak (1 - (t + 1 - 1e-3) / T): MaskGIT's re-masking temperature as in AdaGen."""
+    return peak * (1 - progress(horizon, 1 - 1e-3))
 
 
 def linear_rise(peak: float, horizon: int) -> Tensor:

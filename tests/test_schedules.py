@@ -31,7 +31,7 @@ def test_limits_of_physical_actions_hold_the_static_schedule():
     ("values", "formula"),
     [
         (cosine(8), lambda t: math.cos(math.pi / 2 * (t + 1 - 1e-3) / 8)),
-        (linear_decay(8), lambda t: 1 - (t + 1 - 1e-3) / 8),
+        (linear_decay(2.5, 8), lambda t: 2.5 * (1 - (t + 1 - 1e-3) / 8)),
         (linear_rise(2.5, 8), lambda t: 2.5 * (t + 1e-3) / 8),
         (constant(0.7, 8), lambda t: 0.7),
     ],

@@ -15,9 +15,9 @@ TIME_SCALE = 1000.0
 """The network's time of pure noise."""
 
 
-def schedule(horizon: int, guidance_weight: float = 1.0) -> tuple[ScheduleParam, ...]:
-    """Returns AdaGen's parameters with DiT's hand-crafted schedule: times evenly spaced, constant guidance."""
-    return evenly_spaced(0.9, 0.01, horizon, guidance_weight)
+def schedule(horizon: int, guidance_weight: float | None = None) -> tuple[ScheduleParam, ...]:
+    """Returns AdaGen's parameters with DiT's hand-crafted schedule: times evenly spaced, constant guidance of 1."""
+    return evenly_spaced(0.9, 0.01, horizon, guidance_weight, default=1.0)
 
 
 def make_sampler(
@@ -28,6 +28,7 @@ def make_sampler(
     needs_features: bool,
     compile: bool,
     solver: str = "dpm2s",
+    guidance_weight: float | None = None,
 ) -> ODESampler:
     """Returns the DiT sampler of a named backbone; `num_steps` counts network evaluations."""
     return make_ode_sampler(
@@ -35,7 +36,7 @@ def make_sampler(
         backbone,
         VPLinear(),
         solver,
-        schedule(num_decisions(solver, num_steps)),
+        schedule(num_decisions(solver, num_steps), guidance_weight),
         device,
         dtype,
         compile,

@@ -12,9 +12,9 @@ PARTS = ("sit",)
 """Networks of a backbone; one on latents has a "vae" besides."""
 
 
-def schedule(horizon: int, guidance_weight: float = 1.5) -> tuple[ScheduleParam, ...]:
-    """Returns AdaGen's parameters with SiT's hand-crafted schedule: times evenly spaced, constant guidance."""
-    return evenly_spaced(0.01, 0.99, horizon, guidance_weight)
+def schedule(horizon: int, guidance_weight: float | None = None) -> tuple[ScheduleParam, ...]:
+    """Returns AdaGen's parameters with SiT's hand-crafted schedule: times evenly spaced, constant guidance of 1.5."""
+    return evenly_spaced(0.01, 0.99, horizon, guidance_weight, default=1.5)
 
 
 def make_sampler(
@@ -25,6 +25,7 @@ def make_sampler(
     needs_features: bool,
     compile: bool,
     solver: str = "dpm2s",
+    guidance_weight: float | None = None,
 ) -> ODESampler:
     """Returns the SiT sampler of a named backbone; `num_steps` counts network evaluations."""
     return make_ode_sampler(
@@ -32,7 +33,7 @@ def make_sampler(
         backbone,
         LinearPath(),
         solver,
-        schedule(num_decisions(solver, num_steps)),
+        schedule(num_decisions(solver, num_steps), guidance_weight),
         device,
         dtype,
         compile,

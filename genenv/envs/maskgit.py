@@ -15,7 +15,16 @@ from genenv.conditions import Condition, Labels
 from genenv.fields import Field, feature_field, shown_features
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical, gumbel
-from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, cosine, linear_decay, linear_rise
+from genenv.schedules import (
+    POSITIVE,
+    UNIT,
+    ScheduleParam,
+    constant,
+    cosine,
+    linear_decay,
+    linear_rise,
+    setting,
+)
 
 PARTS = ("maskgit", "vq")
 """Networks of a backbone."""
@@ -202,16 +211,27 @@ class MaskGITSampler:
         return dataclasses.replace(state, calls=state.calls + 1 + guided, prediction=prediction)
 
 
-def schedule(num_steps: int, guidance_weight: float) -> tuple[ScheduleParam, ...]:
+def schedule(
+    num_steps: int,
+    guidance_weight: float | None = None,
+    mask_temperature: float | None = None,
+    token_temperature: float | None = None,
+) -> tuple[ScheduleParam, ...]:
     """Returns AdaGen's parameters with MaskGIT's hand-crafted schedule.
 
-    Mask ratio cosine, re-masking temperature falling linearly to 0, token temperature 1, guidance rising linearly
-    to `guidance_weight`.
+    Mask ratio cosine, re-masking temperature falling linearly from `mask_temperature` to 0, constant token temperature,
+    guidance rising linearly from 0 to `guidance_weight`; each setting is 1 by default.
+
+    Raises:
+        ValueError: if a setting is not a positive, finite number.
     """
+    guidance_weight = setting("guidance_weight", guidance_weight, 1.0, POSITIVE)
+    mask_temperature = setting("mask_temperature", mask_temperature, 1.0, POSITIVE)
+    token_temperature = setting("token_temperature", token_temperature, 1.0, POSITIVE)
     return (
         ScheduleParam("mask_ratio", UNIT, cosine(num_steps), span=2.0),
-        ScheduleParam("mask_temperature", POSITIVE, linear_decay(num_steps), span=2.0),
-        ScheduleParam("token_temperature", POSITIVE, constant(1.0, num_steps), span=1.0),
+        ScheduleParam("mask_temperature", POSITIVE, linear_decay(mask_temperature, num_steps), span=2.0),
+        ScheduleParam("token_temperature", POSITIVE, constant(token_temperature, num_steps), span=1.0),
         ScheduleParam("guidance_weight", POSITIVE, linear_rise(guidance_weight, num_steps), span=2.0),
     )
 
@@ -223,18 +243,22 @@ def make_sampler(
     dtype: torch.dtype,
     needs_features: bool,
     compile: bool,
+    guidance_weight: float | None = None,
+    mask_temperature: float | None = None,
+    token_temperature: float | None = None,
 ) -> MaskGITSampler:
-    """Returns the MaskGIT sampler of a named backbone, by default with 16 decisions."""
+    """Returns the MaskGIT sampler of a named backbone, by default with 16 decisions; the last three: see `schedule`."""
     num_steps = 16 if num_steps is None else num_steps
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    params = schedule(num_steps, guidance_weight, mask_temperature, token_temperature)
     transformer = load_generator("maskgit", backbone).to(device, dtype)
     tokenizer = load_generator("vq", backbone).to(device)
     side = transformer.grid_size * tokenizer.downsampling
     return MaskGITSampler(
         torch.compile(transformer) if compile else transformer,
         tokenizer.decode,
-        schedule(num_steps, guidance_weight=1.0),
+        params,
         grid_size=transformer.grid_size,
         codebook_size=transformer.codebook_size,
         condition=Labels(transformer.num_classes),

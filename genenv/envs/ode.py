@@ -15,7 +15,7 @@ from genenv.conditions import Condition, Labels, both
 from genenv.fields import feature_field, latent_field, limit_latents, shown_features
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, Purpose
-from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant
+from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, setting
 from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, NoisePath, Solver
 
 
@@ -243,9 +243,14 @@ def num_decisions(solver: str, num_steps: int | None) -> int:
 
 
 def evenly_spaced(
-    first: float, last: float, horizon: int, guidance_weight: float
+    first: float, last: float, horizon: int, guidance_weight: float | None, default: float
 ) -> tuple[ScheduleParam, ...]:
-    """Returns AdaGen's parameters with times evenly spaced from `first` to `last` and constant guidance."""
+    """Returns AdaGen's parameters with times evenly spaced from `first` to `last` and constant guidance.
+
+    Raises:
+        ValueError: if the guidance weight is not a positive, finite number.
+    """
+    guidance_weight = setting("guidance_weight", guidance_weight, default, POSITIVE)
     times = torch.linspace(first, last, horizon, dtype=torch.float64)
     return (
         ScheduleParam("time", UNIT, times, span=1.0),

@@ -17,7 +17,7 @@ from genenv.filters import keep_top_k, keep_top_p
 from genenv.models.kv_cache import KVCache
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical
-from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, scaled_unit
+from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, scaled_unit, setting
 
 PARTS = ("llamagen", "vq")
 """Networks of a backbone."""
@@ -220,17 +220,32 @@ class RasterSampler:
         return self.read(tokens, condition, start, state.cache, rows)
 
 
-def schedule(num_steps: int, codebook_size: int, guidance_weight: float = 1.0) -> tuple[ScheduleParam, ...]:
+def schedule(
+    num_steps: int,
+    codebook_size: int,
+    guidance_weight: float | None = None,
+    top_k: float | None = None,
+    top_p: float | None = None,
+    token_temperature: float | None = None,
+) -> tuple[ScheduleParam, ...]:
     """Returns the parameters with LlamaGen's constant schedule: temperature 1, guidance scale 2, all but no filter.
 
-    Top-k reaches from 0 to 2V and stands at V, where it keeps all. Top-p cannot stand at 1, the end of its range;
-    0.999 is close and leaves a unit action some effect.
+    Or with what is given instead. The guidance weight is LlamaGen's scale less 1. Top-k reaches from 0 to 2V and stands
+    at V, where it keeps all. Top-p cannot stand at 1, the end of its range; 0.999 is close and leaves a unit action
+    some effect.
+
+    Raises:
+        ValueError: if a setting is not a number inside its range.
     """
     up_to_twice_all = scaled_unit(2.0 * codebook_size)
+    guidance_weight = setting("guidance_weight", guidance_weight, 1.0, POSITIVE)
+    top_k = setting("top_k", top_k, codebook_size, up_to_twice_all)
+    top_p = setting("top_p", top_p, 0.999, UNIT)
+    token_temperature = setting("token_temperature", token_temperature, 1.0, POSITIVE)
     return (
-        ScheduleParam("token_temperature", POSITIVE, constant(1.0, num_steps), span=1.0),
-        ScheduleParam("top_k", up_to_twice_all, constant(codebook_size, num_steps), span=4.0),
-        ScheduleParam("top_p", UNIT, constant(0.999, num_steps), span=4.0),
+        ScheduleParam("token_temperature", POSITIVE, constant(token_temperature, num_steps), span=1.0),
+        ScheduleParam("top_k", up_to_twice_all, constant(top_k, num_steps), span=4.0),
+        ScheduleParam("top_p", UNIT, constant(top_p, num_steps), span=4.0),
         ScheduleParam("guidance_weight", POSITIVE, constant(guidance_weight, num_steps), span=2.0),
     )
 
@@ -261,8 +276,12 @@ def make_sampler(
     needs_features: bool,
     compile: bool,
     tokens_per_decision: int | None = None,
+    guidance_weight: float | None = None,
+    top_k: float | None = None,
+    top_p: float | None = None,
+    token_temperature: float | None = None,
 ) -> RasterSampler:
-    """Returns the raster sampler of a named backbone."""
+    """Returns the raster sampler of a named backbone; for the last four settings see `schedule`."""
     transformer = load_generator("llamagen", backbone).to(device, dtype)
     tokenizer = load_generator("vq", backbone).to(device)
     grid_size, codebook_size = transformer.grid_size, transformer.codebook_size
@@ -272,7 +291,7 @@ def make_sampler(
         torch.compile(transformer.read) if compile else transformer.read,
         transformer.new_cache,
         tokenizer.decode,
-        schedule(horizon, codebook_size),
+        schedule(horizon, codebook_size, guidance_weight, top_k, top_p, token_temperature),
         grid_size=grid_size,
         codebook_size=codebook_size,
         condition=Labels(transformer.num_classes),

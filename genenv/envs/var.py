@@ -20,7 +20,7 @@ from genenv.models.var import VARTransformer
 from genenv.models.var_vqvae import VARVQVAE
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical
-from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, scaled_unit
+from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, scaled_unit, setting
 
 PARTS = ("var", "msvq")
 """Networks of a backbone."""
@@ -239,18 +239,32 @@ def resize(hidden: Tensor, side: int) -> Tensor:
     return F.interpolate(grid, size=side, mode="bicubic").flatten(2).transpose(1, 2)
 
 
-def schedule(num_scales: int, vocab_size: int, guidance_weight: float = 1.5) -> tuple[ScheduleParam, ...]:
-    """Returns AdaGen's parameters with VAR's hand-crafted schedule.
+def schedule(
+    num_scales: int,
+    vocab_size: int,
+    guidance_weight: float | None = None,
+    top_k: float | None = None,
+    top_p: float | None = None,
+    token_temperature: float | None = None,
+) -> tuple[ScheduleParam, ...]:
+    """Returns AdaGen's parameters with VAR's hand-crafted schedule, all of them constant.
 
-    Guidance that the sampler lets grow linearly to `guidance_weight`, 900 of every 4096 tokens, probability 0.96,
-    token temperature 1.
+    Guidance 1.5, to which the sampler lets it grow linearly; 900 of every 4096 tokens, probability 0.96, token
+    temperature 1; or what is given instead, top-k in (0, V) and top-p in (0, 1).
+
+    Raises:
+        ValueError: if a setting is not a number inside its range.
     """
     count = scaled_unit(float(vocab_size))
+    guidance_weight = setting("guidance_weight", guidance_weight, 1.5, POSITIVE)
+    top_k = setting("top_k", top_k, vocab_size * 900 / 4096, count)
+    top_p = setting("top_p", top_p, 0.96, UNIT)
+    token_temperature = setting("token_temperature", token_temperature, 1.0, POSITIVE)
     return (
         ScheduleParam("guidance_weight", POSITIVE, constant(guidance_weight, num_scales), span=2.0),
-        ScheduleParam("top_k", count, constant(vocab_size * 900 / 4096, num_scales), span=1.0),
-        ScheduleParam("top_p", UNIT, constant(0.96, num_scales), span=2.0),
-        ScheduleParam("token_temperature", POSITIVE, constant(1.0, num_scales), span=1.0),
+        ScheduleParam("top_k", count, constant(top_k, num_scales), span=1.0),
+        ScheduleParam("top_p", UNIT, constant(top_p, num_scales), span=2.0),
+        ScheduleParam("token_temperature", POSITIVE, constant(token_temperature, num_scales), span=1.0),
     )
 
 
@@ -261,8 +275,15 @@ def make_sampler(
     dtype: torch.dtype,
     needs_features: bool,
     compile: bool,
+    guidance_weight: float | None = None,
+    top_k: float | None = None,
+    top_p: float | None = None,
+    token_temperature: float | None = None,
 ) -> VARSampler:
-    """Returns the VAR sampler of a named backbone; a decision is a scale, so that their number is the backbone's."""
+    """Returns the VAR sampler of a named backbone; a decision is a scale, so that their number is the backbone's.
+
+    Guidance is by default the backbone's own. For the other settings see `schedule`.
+    """
     transformer = load_generator("var", backbone).to(device, dtype)
     tokenizer = load_generator("msvq", backbone).to(device)
     num_scales = len(transformer.patch_nums)
@@ -270,11 +291,13 @@ def make_sampler(
         raise ValueError(
             f"num_steps must be {num_scales}, the scales of backbone {backbone!r}, or None, got {num_steps}"
         )
+    if guidance_weight is None:
+        guidance_weight = GUIDANCE.get(backbone)
     if compile:
         transformer.compile()
     return VARSampler(
         transformer,
         tokenizer,
-        schedule(num_scales, transformer.vocab_size, GUIDANCE.get(backbone, 1.5)),
+        schedule(num_scales, transformer.vocab_size, guidance_weight, top_k, top_p, token_temperature),
         needs_features=needs_features,
     )

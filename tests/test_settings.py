@@ -1,0 +1,128 @@
+"""The settings of the hand-crafted schedules, as arguments of `schedule` and as keyword arguments of the ids."""
+
+import math
+
+import gymnasium as gym
+import pytest
+import torch
+from gymnasium.envs.registration import EnvSpec
+
+import genenv  # noqa: F401
+from genenv.check import check
+from genenv.envs import diffusion, flow, maskgit, raster_ar, var
+from genenv.rollout import unwrapped
+from genenv.schedules import POSITIVE, setting
+
+SETTINGS = {
+    "AdaGen/MaskGIT-v0": {"guidance_weight": 2.5, "mask_temperature": 4.5, "token_temperature": 0.7},
+    "AdaGen/VAR-v0": {
+        "guidance_weight": 0.8,
+        "top_k": 0.4,
+        "top_p": 0.5,
+        "token_temperature": 2,
+    },
+    "AdaGen/LlamaGen-v0": {"guidance_weight": 3.0, "top_k": 7, "top_p": 0.9, "token_temperature": 1.3},
+    "AdaGen/DiT-v0": {"guidance_weight": 0.3},
+    "AdaGen/SiT-v0": {"guidance_weight": 4.0},
+}
+
+
+def schedules(env_id, **kwargs):
+    env = gym.make_vec(env_id, num_envs=1, reward="none", **kwargs)
+    return {param.name: param.static for param in unwrapped(env).sampler.params}
+
+
+def expected(env_id, name, value, horizon):
+    """Returns the hand-crafted schedule that a setting stands for, a list of numbers."""
+    if env_id == "AdaGen/MaskGIT-v0" and name == "mask_temperature":
+        return [value * (1 - (t + 0.999) / horizon) for t in range(horizon)]
+    if env_id == "AdaGen/MaskGIT-v0" and name == "guidance_weight":
+        return [value * (t + 0.001) / horizon for t in range(horizon)]
+    return [value] * horizon
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name"),
+    [(env_id, name) for env_id, settings in SETTINGS.items() for name in settings],
+)
+def test_a_setting_changes_its_own_parameter_and_no_other(env_id, name):
+    value = SETTINGS[env_id][name]
+    usual, found = schedules(env_id), schedules(env_id, **{name: value})
+    horizon = len(usual[name])
+    assert found[name].tolist() == pytest.approx(expected(env_id, name, value, horizon))
+    assert not torch.equal(found[name], usual[name])
+    for other in usual.keys() - {name}:
+        assert torch.equal(found[other], usual[other])
+
+
+@pytest.mark.parametrize("env_id", SETTINGS)
+def test_none_is_the_setting_of_the_hand_crafted_schedule(env_id):
+    settings = dict.fromkeys(SETTINGS[env_id].keys())
+    usual, found = schedules(env_id), schedules(env_id, **settings)
+    assert all(torch.equal(found[name], usual[name]) for name in usual)
+
+
+@pytest.mark.parametrize(("env_id", "settings"), SETTINGS.items())
+def test_every_promise_is_kept_with_other_settings(env_id, settings):
+    assert [(promise, found) for promise, found in check(env_id, **settings) if found is not None] == []
+
+
+@pytest.mark.parametrize(("env_id", "settings"), SETTINGS.items())
+def test_settings_survive_json(env_id, settings):
+    spec = gym.make(env_id, reward="none", **settings).spec
+    assert spec is not None
+    spec = EnvSpec.from_json(spec.to_json())
+    assert {name: spec.kwargs[name] for name in settings} == settings
+    env = gym.make_vec(spec, num_envs=1, vectorization_mode="vector_entry_point")
+    expected = schedules(env_id, **settings)
+    assert all(torch.equal(param.static, expected[param.name]) for param in unwrapped(env).sampler.params)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings", "message"),
+    [
+        ("AdaGen/MaskGIT-v0", {"mask_temperature": 0}, r"mask_temperature .* inside \(0, inf\), got 0"),
+        ("AdaGen/MaskGIT-v0", {"token_temperature": -1.0}, r"token_temperature .* got -1.0"),
+        ("AdaGen/MaskGIT-v0", {"guidance_weight": math.inf}, "guidance_weight .* got inf"),
+        ("AdaGen/DiT-v0", {"guidance_weight": math.nan}, "guidance_weight .* got nan"),
+        ("AdaGen/SiT-v0", {"guidance_weight": 0.0}, "guidance_weight .* got 0.0"),
+        ("AdaGen/SiT-v0", {"guidance_weight": "1"}, "guidance_weight must be a number, .* got '1'"),
+        ("AdaGen/VAR-v0", {"top_p": 1.0}, r"top_p must be a number inside \(0, 1\), got 1.0"),
+        ("AdaGen/VAR-v0", {"top_p": True}, "top_p must be a number, .* got True"),
+        ("AdaGen/VAR-v0", {"top_k": 128}, r"top_k must be a number inside \(0, 128\), got 128"),
+        ("AdaGen/LlamaGen-v0", {"top_k": 0}, r"top_k must be a number inside \(0, 256\), got 0"),
+        ("AdaGen/LlamaGen-v0", {"token_temperature": 0}, "token_temperature .* got 0"),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused_by_name(env_id, settings, message):
+    with pytest.raises(ValueError, match=message):
+        gym.make_vec(env_id, num_envs=1, **settings)
+
+
+@pytest.mark.parametrize("value", ["1", True, [1.0], float("-inf")])
+def test_a_setting_must_be_a_number(value):
+    with pytest.raises(ValueError, match="x must be a number"):
+        setting("x", value, 1.0, POSITIVE)
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 7, 17])
+@pytest.mark.parametrize("peak", [0.3, 1.0, 4.5])
+def test_schedules_of_any_length_keep_their_ends(horizon, peak):
+    params = {p.name: p.static for p in maskgit.schedule(horizon, peak, 2 * peak, 3 * peak)}
+    assert params["mask_temperature"][0].item() == pytest.approx(2 * peak * (1 - 0.999 / horizon))
+    assert params["mask_temperature"][-1].item() == pytest.approx(2 * peak * 0.001 / horizon)
+    assert params["guidance_weight"][0].item() == pytest.approx(peak * 0.001 / horizon)
+    assert params["guidance_weight"][-1].item() == pytest.approx(peak * (horizon - 0.999) / horizon)
+    assert params["token_temperature"].tolist() == pytest.approx([3 * peak] * horizon)
+    for schedule, first in ((diffusion.schedule, 0.9), (flow.schedule, 0.01)):
+        time, guidance = schedule(horizon, peak)
+        assert time.static[0] == first
+        assert guidance.static.tolist() == [peak] * horizon
+
+
+@pytest.mark.parametrize("vocab_size", [12, 64, 4096])
+def test_the_usual_top_k_grows_with_the_vocabulary(vocab_size):
+    top_k = {p.name: p.static for p in var.schedule(2, vocab_size)}["top_k"]
+    assert top_k.tolist() == [vocab_size * 900 / 4096] * 2
+    top_k = {p.name: p.static for p in raster_ar.schedule(2, vocab_size)}["top_k"]
+    assert top_k.tolist() == [vocab_size] * 2
