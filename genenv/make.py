@@ -52,6 +52,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "token_temperature": NUMBER,
     "top_k": NUMBER,
     "top_p": NUMBER,
+    "top_k_rule": (_is_a(str), "'monotone' or 'released'"),
     "solver": (_is_a(str), "a name, such as 'dpm2s'"),
     "dtype": (_is_a(str), "a name, such as 'float32'"),
     "compile": (lambda value: isinstance(value, bool), "True or False"),

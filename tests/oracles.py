@@ -40,6 +40,37 @@ def maskgit_decision(tokens, conditional, unconditional, mask_id, params, unifor
     return sampled, [mask_id if s < cutoff else t for t, s in zip(sampled, confidence, strict=True)]
 
 
+def var_token(conditional, unconditional, ratio, params, uniform, top_k_rule):
+    """Returns the token of one place of a scale of VAR as in AdaGen: guidance, top-k, top-p, then the temperature.
+
+    Args:
+        conditional: V logits with the label.
+        unconditional: V logits without it.
+        ratio: number of the scale over that of the last one.
+        params: guidance_weight, top_k, top_p, token_temperature.
+        uniform: the number that draws the token.
+        top_k_rule: "released" where a top-k below 1 keeps all tokens, "monotone" where it keeps one.
+    """
+    weight = params["guidance_weight"] * ratio
+    logits = [(1 + weight) * c - weight * u for c, u in zip(conditional, unconditional, strict=True)]
+    k = int(params["top_k"])
+    if k < 1:
+        k = len(logits) if top_k_rule == "released" else 1
+    cutoff = sorted(logits, reverse=True)[min(k, len(logits)) - 1]
+    logits = [x if x >= cutoff else -math.inf for x in logits]
+    probability, below = softmax(logits), 0.0
+    for v in sorted(range(len(logits)), key=logits.__getitem__)[:-1]:  # the likeliest one stays
+        below += probability[v]
+        if below <= 1 - params["top_p"]:
+            logits[v] = -math.inf
+    cumulative, chosen = 0.0, 0
+    for chosen, p in enumerate(softmax([x / params["token_temperature"] for x in logits])):  # noqa: B007
+        cumulative += p
+        if cumulative > uniform:
+            break
+    return chosen
+
+
 def smooth(actions, decay):
     """Returns the moving averages m_t = decay m_{t-1} + (1 - decay) a_t, m_0 = a_0, of a list of numbers."""
     averages = []

@@ -20,6 +20,7 @@ SETTINGS = {
         "top_k": 0.4,
         "top_p": 0.5,
         "token_temperature": 2,
+        "top_k_rule": "released",
     },
     "AdaGen/LlamaGen-v0": {"guidance_weight": 3.0, "top_k": 7, "top_p": 0.9, "token_temperature": 1.3},
     "AdaGen/DiT-v0": {"guidance_weight": 0.3},
@@ -43,7 +44,7 @@ def expected(env_id, name, value, horizon):
 
 @pytest.mark.parametrize(
     ("env_id", "name"),
-    [(env_id, name) for env_id, settings in SETTINGS.items() for name in settings],
+    [(env_id, name) for env_id, settings in SETTINGS.items() for name in settings if name != "top_k_rule"],
 )
 def test_a_setting_changes_its_own_parameter_and_no_other(env_id, name):
     value = SETTINGS[env_id][name]
@@ -57,7 +58,7 @@ def test_a_setting_changes_its_own_parameter_and_no_other(env_id, name):
 
 @pytest.mark.parametrize("env_id", SETTINGS)
 def test_none_is_the_setting_of_the_hand_crafted_schedule(env_id):
-    settings = dict.fromkeys(SETTINGS[env_id].keys())
+    settings = dict.fromkeys(SETTINGS[env_id].keys() - {"top_k_rule"})
     usual, found = schedules(env_id), schedules(env_id, **settings)
     assert all(torch.equal(found[name], usual[name]) for name in usual)
 
@@ -90,6 +91,12 @@ def test_settings_survive_json(env_id, settings):
         ("AdaGen/VAR-v0", {"top_p": 1.0}, r"top_p must be a number inside \(0, 1\), got 1.0"),
         ("AdaGen/VAR-v0", {"top_p": True}, "top_p must be a number, .* got True"),
         ("AdaGen/VAR-v0", {"top_k": 128}, r"top_k must be a number inside \(0, 128\), got 128"),
+        (
+            "AdaGen/VAR-v0",
+            {"top_k_rule": "strict"},
+            "top_k_rule must be one of monotone, released, got 'strict'",
+        ),
+        ("AdaGen/VAR-v0", {"top_k_rule": None}, "top_k_rule must be 'monotone' or 'released', got None"),
         ("AdaGen/LlamaGen-v0", {"top_k": 0}, r"top_k must be a number inside \(0, 256\), got 0"),
         ("AdaGen/LlamaGen-v0", {"token_temperature": 0}, "token_temperature .* got 0"),
     ],

@@ -26,6 +26,9 @@ PARTS = ("var", "msvq")
 """Networks of a backbone."""
 
 
+TOP_K_RULES = ("monotone", "released")
+"""What a top-k below 1 does: it keeps one token, as 1 does; or, as in AdaGen's released code, it filters nothing."""
+
 GUIDANCE = {"imagenet256-var-d30": 2.0}
 """Backbone -> the last scale's hand-crafted guidance in AdaGen's configurations, where it is not 1.5."""
 
@@ -73,13 +76,15 @@ class VARSampler:
 
     Dynamics of AdaGen (methods of the released code), at scale t: guided logits l = c + u (c - n), c with the class and
     n without, where u = w t / (T - 1) grows over the scales; all but the k likeliest tokens, then all but the
-    likeliest of probability p, are dropped (k is at least 1); token ~ Cat(l / token temperature).
+    likeliest of probability p, are dropped; token ~ Cat(l / token temperature). A k below 1 keeps one token, so that
+    less k is always fewer tokens; in the released code, which policies trained on it need, it keeps all of them.
 
     Args:
         transformer: the generator.
         tokenizer: its tokenizer.
         params: guidance_weight (w), top_k, top_p, token_temperature, one decision for each scale.
         condition: what the transformer is given for a context, and for none; by default its class labels.
+        top_k_rule: "monotone" or "released".
         needs_features: predict before each decision, so that a policy can see the features. Otherwise the prediction
             waits for the guidance weight, and its unconditional half is left out where all weights are 0. Where
             guidance is wanted later, that half catches up on the scales it has not read.
@@ -94,8 +99,12 @@ class VARSampler:
         params: Sequence[ScheduleParam],
         *,
         condition: Condition | None = None,
+        top_k_rule: str = "monotone",
         needs_features: bool = False,
     ):
+        if top_k_rule not in TOP_K_RULES:
+            raise ValueError(f"top_k_rule must be one of {', '.join(TOP_K_RULES)}, got {top_k_rule!r}")
+        self.top_k_rule = top_k_rule
         self.transformer, self.tokenizer, self.quantiser = transformer, tokenizer, tokenizer.quantize
         self.params, self.horizon = tuple(params), len(params[0].static)
         self.condition = Labels(transformer.num_classes) if condition is None else condition
@@ -156,7 +165,8 @@ class VARSampler:
         """Takes one decision with given randomness: uniform (N, M) for the tokens."""
         assert state.prediction is not None
         logits = self.guided_logits(state, params["guidance_weight"])
-        kept = keep_top_p(keep_top_k(logits, params["top_k"].clamp(min=1)), params["top_p"])
+        top_k = params["top_k"] if self.top_k_rule == "released" else params["top_k"].clamp(min=1)
+        kept = keep_top_p(keep_top_k(logits, top_k), params["top_p"])
         # A temperature of 0 is the limit of small ones: the likeliest token.
         temperature = params["token_temperature"].float().clamp(min=1e-4)[:, None, None]
         tokens = categorical(kept / temperature, token_uniform)  # (N, M)
@@ -279,10 +289,11 @@ def make_sampler(
     top_k: float | None = None,
     top_p: float | None = None,
     token_temperature: float | None = None,
+    top_k_rule: str = "monotone",
 ) -> VARSampler:
     """Returns the VAR sampler of a named backbone; a decision is a scale, so that their number is the backbone's.
 
-    Guidance is by default the backbone's own. For the other settings see `schedule`.
+    Guidance is by default the backbone's own. For the other settings see `schedule` and `VARSampler`.
     """
     transformer = load_generator("var", backbone).to(device, dtype)
     tokenizer = load_generator("msvq", backbone).to(device)
@@ -299,5 +310,6 @@ def make_sampler(
         transformer,
         tokenizer,
         schedule(num_scales, transformer.vocab_size, guidance_weight, top_k, top_p, token_temperature),
+        top_k_rule=top_k_rule,
         needs_features=needs_features,
     )

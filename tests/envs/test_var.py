@@ -1,13 +1,12 @@
-import math
 from pathlib import Path
 
 import pytest
 import torch
-from oracles import softmax
+from oracles import var_token
 
 from genenv.actions import ScheduleActions
 from genenv.envs import var
-from genenv.envs.var import VARSampler, resize, schedule
+from genenv.envs.var import TOP_K_RULES, VARSampler, resize, schedule
 from genenv.models.digits_msvq import DigitsMSVQ
 from genenv.models.var import VARTransformer
 from genenv.parity.fixture import Fixture
@@ -22,7 +21,7 @@ needs_parity = pytest.mark.skipif(
 )
 
 
-def make(needs_features=False):
+def make(needs_features=False, **kwargs):
     """Returns a sampler of random networks, and the list of the (sequences, positions) of every network call."""
     torch.manual_seed(0)
     transformer = VARTransformer(SIDES, CODES, 4, 16, 2, 2, num_classes=CLASSES)
@@ -35,7 +34,8 @@ def make(needs_features=False):
     transformer.register_forward_hook(
         lambda module, inputs, outputs: calls.append(tuple(outputs[0].shape[:2]))
     )
-    return VARSampler(transformer, tokenizer, schedule(HORIZON, CODES), needs_features=needs_features), calls
+    params = schedule(HORIZON, CODES)
+    return VARSampler(transformer, tokenizer, params, needs_features=needs_features, **kwargs), calls
 
 
 def random_params(num_images, seed=0):
@@ -72,32 +72,13 @@ def rollout(sampler, params, num_images=4, first_seed=0):
     return states, torch.cat(tokens, dim=1)
 
 
-def drawn(conditional, unconditional, ratio, params, uniform):
-    """Returns the token of one position in AdaGen's order: guidance, top-k, top-p, then the temperature."""
-    weight = params["guidance_weight"] * ratio
-    logits = [c + weight * (c - u) for c, u in zip(conditional, unconditional, strict=True)]
-    order = sorted(range(len(logits)), key=lambda v: -logits[v])[: int(params["top_k"])]
-    kept, total = [], 0.0
-    for v, probability in zip(order, softmax([logits[v] for v in order]), strict=True):
-        if kept and total > params["top_p"]:
-            break
-        kept.append(v)
-        total += probability
-    tempered = [
-        logits[v] / params["token_temperature"] if v in kept else -math.inf for v in range(len(logits))
-    ]
-    cumulative = 0.0
-    for v, probability in enumerate(softmax(tempered)):
-        cumulative += probability
-        if cumulative > uniform:
-            return v
-    return max(kept)
-
-
-@pytest.mark.parametrize("needs_features", [False, True])
-def test_the_sampler_is_the_closed_loop_of_the_paper(needs_features):
-    sampler, _ = make(needs_features)
+@pytest.mark.parametrize(
+    ("needs_features", "rule"), [(False, "monotone"), (True, "monotone"), (False, "released")]
+)
+def test_the_sampler_is_the_closed_loop_of_the_paper(needs_features, rule):
+    sampler, _ = make(needs_features, top_k_rule=rule)
     params = random_params(4)
+    params[1]["top_k"][:2] = 0.6
     states, tokens = rollout(sampler, params)
     maps = sampler.quantiser.maps(sampler.quantiser.accumulate(tokens))
     rng = BatchRng(torch.arange(4))
@@ -110,7 +91,9 @@ def test_the_sampler_is_the_closed_loop_of_the_paper(needs_features):
             uniform = rng.at(t).uniform(SIDES[t] ** 2)[i].tolist()
             own = {name: values[i].item() for name, values in params[t].items()}
             expected = [
-                drawn(conditional[k], unconditional[k], t / (HORIZON - 1), own, uniform[k - OFFSETS[t]])
+                var_token(
+                    conditional[k], unconditional[k], t / (HORIZON - 1), own, uniform[k - OFFSETS[t]], rule
+                )
                 for k in range(OFFSETS[t], OFFSETS[t + 1])
             ]
             assert tokens[i, OFFSETS[t] : OFFSETS[t + 1]].tolist() == expected
@@ -229,18 +212,25 @@ def test_the_loosest_setting_keeps_every_token():
     assert state.tokens.unique().tolist() == list(range(CODES))
 
 
-def test_no_top_k_turns_the_filter_off():
-    sampler, _ = make()
-    state, rng = start(sampler, 50)
-    params = {"guidance_weight": 0.0, "top_k": 0.3, "top_p": 1.0, "token_temperature": 100.0}
-    strictest = sampler.advance(
-        state, {name: torch.full((50,), value) for name, value in params.items()}, rng
-    )
-    params |= {"token_temperature": 0.0}
-    likeliest = sampler.advance(
-        state, {name: torch.full((50,), value) for name, value in params.items()}, rng
-    )
-    assert torch.equal(strictest.tokens, likeliest.tokens)
+@pytest.mark.parametrize("top_k", [0.0, 0.4, 0.999])
+def test_a_top_k_below_1_takes_the_likeliest_token_or_as_released_filters_nothing(top_k):
+    step = {"guidance_weight": 0.0, "top_k": top_k, "top_p": 1.0, "token_temperature": 100.0}
+    step = {name: torch.full((50,), value) for name, value in step.items()}
+    drawn = {}
+    for rule in TOP_K_RULES:
+        sampler, _ = make(needs_features=True, top_k_rule=rule)
+        state, rng = start(sampler, 50)
+        likeliest = sampler.guided_logits(state, step["guidance_weight"]).argmax(-1)
+        drawn[rule] = sampler.advance(state, step, rng).tokens
+        unfiltered = sampler.advance(state, step | {"top_k": torch.full((50,), float(CODES))}, rng).tokens
+    assert torch.equal(drawn["monotone"], likeliest)
+    assert torch.equal(drawn["released"], unfiltered)
+    assert not torch.equal(likeliest, unfiltered)
+
+
+def test_an_unknown_top_k_rule_is_refused():
+    with pytest.raises(ValueError, match="top_k_rule must be one of monotone, released, got 'none'"):
+        make(top_k_rule="none")
 
 
 def test_the_observation_is_the_accumulated_map_and_the_hidden_map_at_its_size():
