@@ -3,7 +3,7 @@
 python -m genenv.parity DIR
 
 DIR holds one folder for each family; a folder's name says what it is. Prints `name  quantity  max_abs_err  tolerance
-ok|FAIL` and exits with 1 where anything fails or a folder is not known.
+ok|FAIL` and exits with 1 where anything fails, or a folder, a setting or a tensor is not known.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from genenv.parity.discriminator import check_adanat_disc
-from genenv.parity.fixture import Fixture, Result
+from genenv.parity.fixture import Fixture, Result, failure
 from genenv.parity.llamagen import check_llamagen, check_llamagen_vq
 from genenv.parity.maskgit import check_maskgit, check_maskgit_vqgan
 from genenv.parity.metrics import check_fid
@@ -50,12 +50,14 @@ def results(folder: Path) -> Iterator[Result]:
         if folder.name == SHAPES:
             yield from check_shapes(folder)
         elif folder.name in CHECKS:
-            yield from CHECKS[folder.name](Fixture(folder))
+            fixture = Fixture(folder)
+            yield from CHECKS[folder.name](fixture)
+            yield from fixture.unused()
         else:
-            yield Result("unknown folder", float("nan"), 0.0, False)
+            yield failure("unknown folder")
     except Exception as error:  # the other folders are still worth a look
         reason = " ".join(str(error).split())
-        yield Result(f"{type(error).__name__}: {reason}", float("nan"), 0.0, False)
+        yield failure(f"{type(error).__name__}: {reason}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,6 +29,14 @@ def discriminator(fixture: Fixture) -> ProjectedDiscriminator:
 def check_adanat_disc(fixture: Fixture) -> Iterator[Result]:
     """The heads in eval and training mode with their spectral norms, the features, the reward and both losses."""
     model, io = discriminator(fixture), fixture.tensors("io")
+    fixture.ignore("constructor.p_crop", "constructor.data_transform")  # images come cropped, or are not
+    yield from fixture.expect(
+        {
+            "constructor.cin": True,
+            "constructor.c_dim": fixture.config["constructor"]["mapping"]["w_dim"],
+            "constructor.mapping.z_dim": 0,
+        }
+    )
     labels, num_taps = io["labels"].flatten(), len(model.heads)
     features = [io[f"feat_{i}"] for i in range(num_taps)]
     yield close("condition", model.mapping(labels), io["mapped"])

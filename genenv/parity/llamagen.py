@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from genenv.conditions import Labels
 from genenv.envs.raster_ar import RasterSampler, schedule
 from genenv.models.llamagen import LlamaGenTransformer, rotary_table
 from genenv.models.llamagen_vq import LlamaGenVQ
-from genenv.parity.fixture import Fixture, Result, close, equal
+from genenv.parity.fixture import Fixture, Record, Result, close, equal
 from genenv.rng import BatchRng
 
 
@@ -61,26 +61,20 @@ def sampler(network: LlamaGenTransformer, vq: LlamaGenVQ, needs_features: bool) 
     )
 
 
-def settings(fixture: Fixture, rollout: dict[str, Tensor], horizon: int) -> dict[str, dict[str, Tensor]]:
+def settings(fixture: Fixture, rollout: Record, horizon: int) -> dict[str, Mapping[str, Tensor]]:
     """Returns the reference's groups, {group: {parameter: (T,)}}."""
-    groups = {}
+    groups: dict[str, Mapping[str, Tensor]] = {}
     for i, case in enumerate(fixture.config["cases"]):
         interval = case["cfg_interval"]
         last = horizon if interval < 0 else interval + 1  # the interval counts from the second token
         guided = torch.arange(horizon) <= last
-        groups[f"case{i}"] = {
-            name: torch.full((horizon,), case[name]) for name in ("temperature", "top_k", "top_p")
-        }
-        groups[f"case{i}"]["cfg_scale"] = torch.where(guided, case["cfg_scale"], 1.0)
-    groups["varying"] = {
-        name.removeprefix("varying.action."): value
-        for name, value in rollout.items()
-        if name.startswith("varying.action.")
-    }
+        constant = {name: torch.full((horizon,), case[name]) for name in ("temperature", "top_k", "top_p")}
+        groups[f"case{i}"] = constant | {"cfg_scale": torch.where(guided, case["cfg_scale"], 1.0)}
+    groups["varying"] = rollout.under("varying.action.")
     return groups
 
 
-def params_at(group: dict[str, Tensor], t: int, batch: int, codebook_size: int) -> dict[str, Tensor]:
+def params_at(group: Mapping[str, Tensor], t: int, batch: int, codebook_size: int) -> dict[str, Tensor]:
     """Returns the schedule parameters {name: (N,)} of a decision."""
     top_k = group["top_k"][t]
     params = {
@@ -96,6 +90,19 @@ def params_at(group: dict[str, Tensor], t: int, batch: int, codebook_size: int) 
 def check_llamagen(fixture: Fixture) -> Iterator[Result]:
     """The transformer's logits, then every rollout: predicted early for the features, and as late as possible."""
     io, network = fixture.tensors("io"), transformer(fixture)
+    yield from fixture.expect(
+        {
+            "constructor.model_type": "c2i",
+            "constructor.cls_token_num": 1,
+            "constructor.rope_base": 10000,
+            "constructor.norm_eps": 1e-5,
+            "constructor.ffn_dim_multiplier": None,
+            "constructor.n_kv_head": None,
+            "generator.grid": [network.grid_size] * 2,
+            "generator.null_class": network.num_classes,
+        }
+    )
+    fixture.ignore("constructor.class_dropout_prob")
     table = io["freqs_cis"]
     positions = torch.arange(len(table))
     yield close("rotary table", rotary_table(positions, network.grid_size, 2 * table.shape[1]), table)
@@ -105,9 +112,10 @@ def check_llamagen(fixture: Fixture) -> Iterator[Result]:
     vq = tokenizer(fixture.sibling(fixture.config["generator"]["tokenizer"]))
     early, late = sampler(network, vq, needs_features=True), sampler(network, vq, needs_features=False)
     for name, group in settings(fixture, rollout, early.horizon).items():
-        recorded = {key: rollout[f"{name}.{key}"] for key in ("contexts", "tokens", "guided_logits")}
-        uniform = rollout[f"{name}.token_uniform"].double()
+        recorded = rollout.under(f"{name}.")
+        uniform = recorded["token_uniform"].double()
         batch, rng = len(uniform), BatchRng(torch.arange(len(uniform)))
+        yield from fixture.expect({"generator.batch": batch})
         state, other = early.start(recorded["contexts"], rng), late.start(recorded["contexts"], rng)
         logits = []
         for t in range(early.horizon):
@@ -119,8 +127,8 @@ def check_llamagen(fixture: Fixture) -> Iterator[Result]:
         yield close(f"guided logits, {name}", torch.stack(logits, dim=1), recorded["guided_logits"], 1e-3)
         yield equal(f"tokens, {name}", state.tokens, recorded["tokens"])
         yield equal(f"tokens, {name}, predicted late", other.tokens, recorded["tokens"])
-        if f"{name}.images" in rollout:
-            images = ((rollout[f"{name}.images"] + 1) / 2).clamp(0, 1)
+        if "images" in recorded:
+            images = ((recorded["images"] + 1) / 2).clamp(0, 1)
             yield close(f"images, {name}", early.decode(state), images, 1e-3)
 
 
@@ -128,6 +136,8 @@ def check_llamagen(fixture: Fixture) -> Iterator[Result]:
 def check_llamagen_vq(fixture: Fixture) -> Iterator[Result]:
     """The tokenizer's single calls."""
     io, model = fixture.tensors("io"), tokenizer(fixture)
+    widths = fixture.config["constructor"]["encoder_ch_mult"]
+    yield from fixture.expect({"constructor.decoder_ch_mult": widths, "constructor.codebook_l2_norm": True})
     codes = io["codes"].view(-1, *io["quant_entry"].shape[2:])
     yield close("codebook entries", model.quantize(codes), io["quant_entry"])
     yield close("decoded", model.decode_unclamped(codes), io["decoded"])

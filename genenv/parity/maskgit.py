@@ -11,7 +11,7 @@ from genenv.conditions import Labels
 from genenv.envs.maskgit import MaskGITSampler, schedule
 from genenv.models.maskgit import MaskGITTransformer
 from genenv.models.maskgit_vqgan import MaskGITVQGAN
-from genenv.parity.fixture import Fixture, Result, close, equal
+from genenv.parity.fixture import Fixture, Record, Result, close, equal
 from genenv.rng import BatchRng
 
 ACTIONS = {
@@ -68,7 +68,7 @@ def sampler(fixture: Fixture, tokenizer_fixture: Fixture, horizon: int) -> MaskG
     )
 
 
-def params_at(rollout: dict[str, Tensor], t: int) -> dict[str, Tensor]:
+def params_at(rollout: Record, t: int) -> dict[str, Tensor]:
     """Returns the recorded schedule parameters {name: (N,)} of a decision."""
     return {name: rollout[f"action.{key}"][t].double() for name, key in ACTIONS.items()}
 
@@ -76,13 +76,26 @@ def params_at(rollout: dict[str, Tensor], t: int) -> dict[str, Tensor]:
 @torch.no_grad()
 def check_maskgit(fixture: Fixture) -> Iterator[Result]:
     """The transformer's logits and features, then every decision of the rollout and its image."""
-    io = fixture.tensors("io")
-    logits, features = transformer(fixture)(io["masked_ids"], io["context"][:, 0])
+    io, network = fixture.tensors("io"), transformer(fixture)
+    yield from fixture.expect(
+        {
+            "constructor.qkv_bias": False,
+            "constructor.skip": True,
+            "generator.seq_len": network.grid_size**2,
+            "generator.grid": [network.grid_size] * 2,
+            "generator.mask_ind": network.codebook_size,
+            "generator.null_class": network.num_classes,
+        }
+    )
+    # `drawn_ids` are also of places that were decided before, where draws are thrown away.
+    fixture.ignore("constructor.use_checkpoint", "io_feat_stride", "drawn_ids")
+    logits, features = network(io["masked_ids"], io["context"][:, 0])
     yield close("logits", logits, io["logits"])
     stride = features.shape[1] // io["feat"].shape[1]
     yield close("features", features[:, ::stride], io["feat"])
     rollout = fixture.tensors("rollout")
     horizon, batch, _ = rollout["sampled_ids"].shape
+    yield from fixture.expect({"generator.gen_steps": horizon, "generator.batch": batch})
     env = sampler(fixture, fixture.sibling(fixture.config["generator"]["decoder"]), horizon)
     state = env.start(rollout["contexts"], BatchRng(torch.arange(batch)))
     for t in range(horizon):
@@ -97,6 +110,22 @@ def check_maskgit(fixture: Fixture) -> Iterator[Result]:
 def check_maskgit_vqgan(fixture: Fixture) -> Iterator[Result]:
     """The tokenizer's single calls."""
     io, model = fixture.tensors("io"), tokenizer(fixture)
+    shape = fixture.config["constructor"]["ddconfig"]
+    yield from fixture.expect(
+        {
+            "constructor.embed_dim": shape["z_channels"],
+            "constructor.ddconfig.double_z": False,
+            "constructor.ddconfig.in_channels": model.image_channels,
+            "constructor.ddconfig.out_ch": model.image_channels,
+        }
+    )
+    # The converted network has no attention, whatever its configuration says, and any size of images will do.
+    fixture.ignore(
+        *(f"constructor.ddconfig.{name}" for name in ("attn_resolutions", "resolution", "dropout"))
+    )
+    yield close(
+        "entries of codes", model.quantize.embedding(io["codes"]).permute(0, 3, 1, 2), io["quant_entry"]
+    )
     yield close("decoded", model.decode_unclamped(io["codes"]), io["decoded"])
     yield close("encoder", model.encoder(io["image_in"]), io["encoder_out"])
     yield equal("tokens", model.encode(io["image_in"]).flatten(), io["encode_indices"])

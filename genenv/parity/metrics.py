@@ -22,6 +22,7 @@ def check_fid(fixture: Fixture) -> Iterator[Result]:
     Features and logits come batch by batch, as in an evaluation.
     """
     io, results = fixture.tensors("io"), fixture.config["results"]
+    fixture.ignore("amortize", "permutation")  # how it cuts batches; the scores depend on the shuffling
     mean, covariance = moments(io["ref_features"])
     yield close("reference mean", mean, io["ref_mu"], 1e-8)
     yield close("reference covariance", covariance, io["ref_sigma"], 1e-8)

@@ -14,7 +14,7 @@ from genenv.envs.ode import ODESampler, ODEState
 from genenv.models.autoencoder_kl import LATENT_SCALE, AutoencoderKL
 from genenv.models.dit import DiT
 from genenv.models.transformer import sinusoids
-from genenv.parity.fixture import Fixture, Result, close
+from genenv.parity.fixture import Fixture, Record, Result, close
 from genenv.rng import BatchRng
 from genenv.schedules import ScheduleParam
 from genenv.solvers import SOLVERS, Evaluation, LinearPath, NoisePath, VPLinear, dpm2s
@@ -80,8 +80,9 @@ def guided_noise(env: ODESampler, state: ODEState, weight: Tensor) -> Tensor:
     return env.path.noise(state.latents, state.time, env.guided(state.prediction, weight))
 
 
-def check_rollout(env: ODESampler, rollout: dict[str, Tensor], stride: int = 1) -> Iterator[Result]:
-    """Every decision of a recorded loop: times, guided noise at every `stride`-th place, latents after the updates."""
+def check_rollout(env: ODESampler, rollout: Record) -> Iterator[Result]:
+    """Every decision of a recorded loop: times, guided noise at regular places, latents after the updates."""
+    stride = rollout["z_init"].shape[-1] // rollout["noise"].shape[-1]
     rng = BatchRng(torch.arange(len(rollout["contexts"])))
     state = env.begin(rollout["contexts"], rollout["z_init"])
     for t in range(env.horizon):
@@ -108,7 +109,19 @@ def check_rollout(env: ODESampler, rollout: dict[str, Tensor], stride: int = 1) 
         yield close("final latents", state.latents, rollout["final"], 1e-3)
 
 
-def _check_network(env: ODESampler, io: dict[str, Tensor]) -> Iterator[Result]:
+def _check_generator(env: ODESampler, fixture: Fixture) -> Iterator[Result]:
+    """Compares the settings and the network's outputs."""
+    io, rollout = fixture.tensors("io"), fixture.tensors("rollout")
+    yield from fixture.expect(
+        {
+            "image_size": env.image_shape[1],
+            "generator.gen_steps": env.horizon - 1,
+            "generator.solver_updates": (env.horizon - 1) // 2,
+            "generator.batch": len(rollout["contexts"]),
+            "generator.null_class": fixture.config["constructor"]["num_classes"],
+        }
+    )
+    fixture.ignore("constructor.class_dropout_prob", "io_feat_stride")
     output, features = env.network(io["x"], io["t"], io["y"][:, 0])
     yield close("time embedding", sinusoids(io["t"]), io["t_embedding"])
     yield close("output", output, io["out"][:, : output.shape[1]])
@@ -121,8 +134,8 @@ def check_dit(fixture: Fixture) -> Iterator[Result]:
     """The network's outputs, then AdaGen's loop and its images."""
     rollout = fixture.tensors("rollout")
     env = sampler(fixture, VPLinear(), diffusion.schedule(len(rollout["action.timesteps"])))
-    yield from _check_network(env, fixture.tensors("io"))
-    yield from check_rollout(env, rollout, stride=2)
+    yield from _check_generator(env, fixture)
+    yield from check_rollout(env, rollout)
 
 
 @torch.no_grad()
@@ -130,17 +143,27 @@ def check_sit(fixture: Fixture) -> Iterator[Result]:
     """The network's outputs, the noise of a velocity, then AdaGen's loop and its images."""
     io, rollout = fixture.tensors("io"), fixture.tensors("rollout")
     env = sampler(fixture, LinearPath(), flow.schedule(len(rollout["action.timesteps"])))
-    yield from _check_network(env, io)
+    yield from _check_generator(env, fixture)
     noise = env.path.noise(io["conv_x"], io["conv_t"], io["conv_velocity"])
     yield close("noise of a velocity", noise, io["conv_noise"])
-    yield from check_rollout(env, rollout, stride=2)
+    yield from check_rollout(env, rollout)
 
 
 @torch.no_grad()
 def check_autoencoder_kl(fixture: Fixture) -> Iterator[Result]:
     """The autoencoder's single calls; the reference's pixels are in [-1, 1]."""
     io, model = fixture.tensors("io"), autoencoder(fixture)
-    scale = fixture.config["constructor"]["scale_factor"]
+    scale, shape = (fixture.config["constructor"][name] for name in ("scale_factor", "ddconfig"))
+    yield from fixture.expect(
+        {
+            "constructor.embed_dim": shape["z_channels"],
+            "constructor.ddconfig.double_z": True,
+            "constructor.ddconfig.in_channels": model.image_channels,
+            "constructor.ddconfig.out_ch": model.image_channels,
+            "constructor.ddconfig.attn_resolutions": [],
+        }
+    )
+    fixture.ignore("constructor.ddconfig.resolution", "constructor.ddconfig.dropout")  # any size will do
     yield close("scale of the latents", torch.tensor(LATENT_SCALE), torch.tensor(scale))
     yield close("decoded", model.decode_unclamped(io["latents"]), io["decoded"])
     yield close("moments", model.moments((io["image_in"] + 1) / 2), io["moments"])
@@ -150,6 +173,8 @@ def check_autoencoder_kl(fixture: Fixture) -> Iterator[Result]:
 def check_dpm_solver(fixture: Fixture) -> Iterator[Result]:
     """Both paths, single updates from given network outputs, and whole loops with an analytic network."""
     io, recorded = fixture.tensors("io"), fixture.tensors("rollout")
+    yield from fixture.expect({"schedules.flow": "alpha=t, sigma=1-t"})
+    fixture.ignore("*.inverse_lambda")  # the reference's grid of times, which it does not use
     beta = fixture.config["schedules"]["vp"]
     paths = {"vp": VPLinear(beta["beta_0"], beta["beta_1"]), "flow": LinearPath()}
     schedules = {"vp": diffusion.schedule, "flow": flow.schedule}
@@ -163,9 +188,10 @@ def check_dpm_solver(fixture: Fixture) -> Iterator[Result]:
         }
         for key, function in quantities.items():
             yield close(f"{name}, {key}", function(grid), io[f"{name}.{key}"])
-        yield from _check_update(path, name, io)
+        yield from _check_update(path, name, io.under(f"{name}."))
 
-        rollout = {k.removeprefix(f"{name}."): v for k, v in recorded.items() if k.startswith(f"{name}.")}
+        rollout = recorded.under(f"{name}.")
+        yield from fixture.expect({"gen_steps": len(rollout["action.timesteps"]) - 1})
         channels, height, width = rollout["z_init"].shape[1:]
         env = ODESampler(
             analytic_network(fixture.config["null_class"]),
@@ -187,13 +213,12 @@ def check_dpm_solver(fixture: Fixture) -> Iterator[Result]:
             yield Result(f"{name}, {result.quantity}", result.max_abs_err, result.tolerance, result.ok)
 
 
-def _check_update(path: NoisePath, name: str, io: dict[str, Tensor]) -> Iterator[Result]:
+def _check_update(path: NoisePath, name: str, recorded: Record) -> Iterator[Result]:
     """Compares both halves of single updates, over the largest value of each image.
 
     Where the first half is tiny, the reference itself is that far from exact arithmetic: a difference that float32
     rounds is multiplied by a hundred, and single entries cancel.
     """
-    recorded = {k.removeprefix(f"{name}."): v for k, v in io.items()}
     start, middle, end = (recorded[key].double() for key in ("prev_t", "s1", "t"))
     x = recorded["x"]
     first = Evaluation(x, start, _output(path, x, start, recorded["noise_0"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from genenv.parity import ode as ode_parity
 from genenv.parity import var as var_parity
 from genenv.parity.fixture import Fixture, Result, close, equal
 from genenv.rng import BatchRng
-from genenv.schedules import ScheduleParam, constant
+from genenv.schedules import ScheduleParam
 from genenv.solvers import LinearPath, VPLinear
 from genenv.vector_env import GenVectorEnv
 from genenv.wrappers.vector import EMAActionSmoothing
@@ -38,59 +38,94 @@ NAMES = {
 """Name of an action in the reference -> the schedule parameter."""
 
 
-def schedule(settings: dict[str, Any]) -> tuple[ScheduleParam, ...]:
-    """Returns the environment's schedule parameters under the settings of a reference policy."""
-    steps, guidance = settings["gen_steps"], settings["cfg_init"]
-    family = settings["model_family"]
+VOCAB_SIZE = 4096
+"""Tokens of VAR in the reference's range of top-k, whatever the transformer has."""
+
+UNUSED = tuple(
+    f"{configuration}.{name}"
+    for configuration in ("policy", "real_configs.*")
+    for name in ("dit_model", "sit_model", "model_depth", "test_bsz", "*_path")
+)
+"""Settings that name the generator or say how it is evaluated."""
+
+
+def schedule(settings: Mapping[str, Any]) -> tuple[ScheduleParam, ...]:
+    """Returns the environment's schedule parameters under the settings of a reference policy, in the policy's order."""
+    family, steps, guidance = (settings[name] for name in ("model_family", "gen_steps", "cfg_init"))
     if family == "dit":
-        return diffusion.schedule(steps + 1, guidance)
-    if family == "sit":
-        return flow.schedule(steps + 1, guidance)
-    if family == "maskgit":
-        return maskgit.schedule(steps, guidance)
-    params = var.schedule(steps, 4096, guidance)
-    given = {"top_k": settings["topk"], "top_p": settings["topp"]}
-    return tuple(
-        dataclasses.replace(param, static=constant(given[param.name], steps))
-        if param.name in given
-        else param
-        for param in params
-    )
+        params = diffusion.schedule(steps + 1, guidance)
+    elif family == "sit":
+        params = flow.schedule(steps + 1, guidance)
+    elif family == "maskgit":
+        temperatures = settings["temp_init"], settings["manual_samp_temp_init"]
+        params = maskgit.schedule(steps, guidance, *temperatures)
+    else:
+        top_k, top_p = _inside(settings["topk"], VOCAB_SIZE), _inside(settings["topp"], 1)
+        params = var.schedule(steps, VOCAB_SIZE, guidance, top_k, top_p, settings["manual_samp_temp_init"])
+    named = {param.name: param for param in params}
+    return tuple(named[NAMES[key]] for key in settings["action_keys"])
+
+
+def _inside(value: float, high: float) -> float:
+    """Returns a value as the reference's inverse sigmoid takes it: a millionth of the range off either end."""
+    return high * min(max(value / high, 1e-6), 1 - 1e-6)
+
+
+def _slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    at = at.detach().double().requires_grad_()
+    return torch.autograd.grad(function(at).sum(), at)[0]
+
+
+def _rounding(param: ScheduleParam) -> Tensor:
+    """Returns how far the reference's schedule (T,) may be off before its activation: it is computed in float32.
+
+    Where a ratio, a temperature or a guidance weight is near an end of its range, the inverse of the activation is so
+    steep that this is far more than the rounding of the value.
+    """
+    value = 4 * torch.finfo(torch.float32).eps * param.static.max().clamp(min=1)
+    return value * _slope(param.bijector.inverse, param.static)
 
 
 def check_policy(fixture: Fixture) -> Iterator[Result]:
     """The network's outputs, the hand-crafted tables, the smoothed and activated actions, and a whole rollout."""
     io = fixture.tensors("io")
     policy = released_network(fixture.state_dict)
+    settings = fixture.config["policy"]
+    yield from fixture.expect(
+        {
+            "constructor.in_channels": io["feat"].shape[2],
+            "constructor.out_channels": len(settings["action_keys"]),
+            "constructor.hidden_size": len(fixture.state_dict["dw_conv.weight"]),
+            "rows": len(io["post_raw"]),
+        }
+    )
+    fixture.ignore(*UNUSED)
     with torch.no_grad():
         output = policy({"features": io["feat"].float(), "step": io["timestep"]})
     yield close("network", output, io["backbone_out"])
-    settings = fixture.config["policy"]
     configurations = {"": settings}
     configurations |= {f"real.{name}.": real for name, real in fixture.config["real_configs"].items()}
     for prefix, configuration in configurations.items():
-        recorded = {k.removeprefix(prefix): v for k, v in io.items() if k.startswith(prefix)}
-        yield from _check_actions(prefix, configuration, recorded)
+        yield from check_actions(prefix, configuration, io.under(prefix))
     yield from ROLLOUTS[settings["model_family"]](fixture, policy)
 
 
-def _check_actions(prefix: str, settings: dict[str, Any], io: dict[str, Tensor]) -> Iterator[Result]:
-    params = {param.name: param for param in schedule(settings)}
-    ordered = [params[NAMES[key]] for key in settings["action_keys"]]
-    decay = settings["action_smooth"]
-    for param, key in zip(ordered, settings["action_keys"], strict=True):
-        base = param.bijector.inverse(param.static)
+def check_actions(prefix: str, settings: Mapping[str, Any], io: Mapping[str, Tensor]) -> Iterator[Result]:
+    """The hand-crafted tables of a configuration, and what becomes of given outputs of a network."""
+    params, decay = schedule(settings), settings["action_smooth"]
+    for param, key in zip(params, settings["action_keys"], strict=True):
+        base, rounding = param.bijector.inverse(param.static), _rounding(param)
         table = torch.cat([base[:1], (base[1:] - decay * base[:-1]) / (1 - decay)])
-        # The reference's float32 inverse of the softplus loses digits where a temperature or guidance is near 0.
-        near_zero = key in ("manual_temp", "manual_cfg", "cfg")
-        yield close(f"{prefix}table of {key}", table, io[f"heuristic.{key}"], 1e-2 if near_zero else 1e-4)
-    raw, spans = io["post_raw"], torch.tensor([param.span for param in ordered])
-    env = smoothed(_Idle(ordered), decay, batch=raw.shape[1])
+        rounding = torch.cat([rounding[:1], (rounding[1:] + decay * rounding[:-1]) / (1 - decay)])
+        yield close(f"{prefix}table of {key}", table, io[f"heuristic.{key}"], rounding=rounding)
+    raw, spans = io["post_raw"], torch.tensor([param.span for param in params])
+    env = smoothed(_Idle(params), decay, batch=raw.shape[1])
     env.reset()
     decoded = [env.step(row / spans)[4] for row in raw]
-    for key in settings["action_keys"]:
-        ours = torch.stack([info[f"schedule/{NAMES[key]}"] for info in decoded])
-        yield close(f"{prefix}action {key}", ours, io[f"post.{key}"], 1e-4)
+    for param, key in zip(params, settings["action_keys"], strict=True):
+        ours = torch.stack([info[f"schedule/{param.name}"] for info in decoded])
+        rounding = _rounding(param)[:, None] / _slope(param.bijector.inverse, ours)
+        yield close(f"{prefix}action {key}", ours, io[f"post.{key}"], rounding=rounding)
 
 
 def smoothed(
@@ -190,9 +225,10 @@ def _drive(replay: Replay, fixture: Fixture, policy: PolicyBackbone) -> Iterator
             raw = policy(observation)
         yield close(f"raw outputs, decision {t}", raw, rollout["raw_actions"][t], 1e-3)
         observation, *_, info = env.step(raw / spans)
-        for key in settings["action_keys"]:
-            ours = info[f"schedule/{NAMES[key]}"]
-            yield close(f"{key}, decision {t}", ours, rollout[f"action.{key}"][t], 1e-3)
+        for param, key in zip(replay.params, settings["action_keys"], strict=True):
+            ours = info[f"schedule/{param.name}"]
+            rounding = _rounding(param)[t] / _slope(param.bijector.inverse, ours)
+            yield close(f"{key}, decision {t}", ours, rollout[f"action.{key}"][t], 1e-3, rounding)
 
 
 def _rollout_maskgit(fixture: Fixture, policy: PolicyBackbone) -> Iterator[Result]:
@@ -245,6 +281,7 @@ def _rollout_ode(fixture: Fixture, policy: PolicyBackbone) -> Iterator[Result]:
     # On DiT the feedback through the policy magnifies rounding: 1e-6 of the weights moves latents by 2e-3.
     tolerance = 2e-2 if is_dit else 1e-3
     for t, state in enumerate(replay.states[1:]):
+        yield close(f"time, evaluation {t + 1}", replay.states[t].time, rollout["t_in"][t], 1e-3)
         yield close(f"next time, evaluation {t + 1}", state.time, rollout["t_out"][t], 1e-3)
         if t % 2 == 1:
             latents = rollout["latents"][t // 2]

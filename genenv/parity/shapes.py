@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from genenv.parity.fixture import Result
+from genenv.parity.fixture import Result, failure
 from genenv.releases import RELEASES
 
 
@@ -18,7 +18,7 @@ def check_shapes(folder: Path) -> Iterator[Result]:
         listing = json.loads(path.read_text())
         with torch.device("meta"):
             if path.stem not in RELEASES:
-                yield Result(f"{path.stem} is no release", float("nan"), 0.0, False)
+                yield failure(f"{path.stem} is no release")
                 continue
             model = RELEASES[path.stem].build()
             state = {

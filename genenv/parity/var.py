@@ -10,7 +10,7 @@ from torch import Tensor
 from genenv.envs.var import VARSampler, resize, schedule
 from genenv.models.var import VARTransformer
 from genenv.models.var_vqvae import VARVQVAE
-from genenv.parity.fixture import Fixture, Result, close, equal
+from genenv.parity.fixture import Fixture, Record, Result, close, equal
 from genenv.rng import BatchRng
 
 ACTIONS = {
@@ -21,8 +21,8 @@ ACTIONS = {
 }
 """Schedule parameter -> its name in the reference."""
 
-POLICY_SIDE, POLICY_STRIDE = 16, 8
-"""AdaGen's policy sees every hidden map at 16 x 16; of these places the reference keeps every eighth."""
+POLICY_SIDE = 16
+"""AdaGen's policy sees every hidden map at 16 x 16."""
 
 
 def transformer(fixture: Fixture) -> VARTransformer:
@@ -57,14 +57,14 @@ def tokenizer(fixture: Fixture) -> VARVQVAE:
 
 
 def sampler(fixture: Fixture) -> VARSampler:
-    """Returns the environment's sampler over the reference's networks."""
+    """Returns the environment's sampler over the reference's networks, with its top-k rule."""
     network = transformer(fixture)
     vqvae = tokenizer(fixture.sibling(fixture.config["generator"]["vqvae"]))
     params = schedule(len(network.patch_nums), network.vocab_size)
-    return VARSampler(network, vqvae, params, needs_features=True)
+    return VARSampler(network, vqvae, params, top_k_rule="released", needs_features=True)
 
 
-def params_at(rollout: dict[str, Tensor], t: int) -> dict[str, Tensor]:
+def params_at(rollout: Record, t: int) -> dict[str, Tensor]:
     """Returns the recorded schedule parameters {name: (N,)} of a decision."""
     return {name: rollout[f"action.{key}"][t].double() for name, key in ACTIONS.items()}
 
@@ -77,12 +77,23 @@ def check_var(fixture: Fixture) -> Iterator[Result]:
     yield close("logits", logits, io["logits"])
 
     rollout = fixture.tensors("rollout")
+    yield from fixture.expect(
+        {
+            "constructor_fixed.norm_eps": 1e-6,
+            "constructor_fixed.attn_l2_norm": True,
+            "generator.gen_steps": env.horizon,
+            "generator.batch": len(rollout["contexts"]),
+            "generator.null_class": env.transformer.num_classes,
+        }
+    )
+    fixture.ignore("constructor_fixed.cond_drop_rate", "official_margins")
     state = env.start(rollout["contexts"], BatchRng(torch.arange(len(rollout["contexts"]))))
     for t in range(env.horizon):
         params = params_at(rollout, t)
         assert state.prediction is not None
-        features = resize(state.prediction.hidden, POLICY_SIDE)[:, ::POLICY_STRIDE]
-        yield close(f"features, decision {t}", features, rollout[f"feat_{t}"], 1e-3)
+        features, recorded = resize(state.prediction.hidden, POLICY_SIDE), rollout[f"feat_{t}"]
+        stride = features.shape[1] // recorded.shape[1]
+        yield close(f"features, decision {t}", features[:, ::stride], recorded, 1e-3)
         logits = env.guided_logits(state, params["guidance_weight"])
         yield close(f"guided logits, decision {t}", logits, rollout[f"guided_logits_{t}"], 1e-3)
         state = env.decide(state, params, rollout[f"token_uniform_{t}"].double())
@@ -92,16 +103,11 @@ def check_var(fixture: Fixture) -> Iterator[Result]:
 
     recorded = fixture.tensors("rollout_official")
     for i, case in enumerate(fixture.config["official_cases"]):
-        rollout = {
-            name.removeprefix(f"case{i}."): value
-            for name, value in recorded.items()
-            if name.startswith(f"case{i}.")
-        }
-        # There a top_k or top_p of 0 keeps every token.
+        rollout = recorded.under(f"case{i}.")
         values = {
             "guidance_weight": case["cfg"],
-            "top_k": case["top_k"] or env.transformer.vocab_size,
-            "top_p": case["top_p"] or 1.0,
+            "top_k": case["top_k"],
+            "top_p": case["top_p"] or 1.0,  # there 0 keeps every token
             "token_temperature": 1.0,
         }
         batch = len(rollout["contexts"])
@@ -117,6 +123,7 @@ def check_var(fixture: Fixture) -> Iterator[Result]:
 def check_var_vqvae(fixture: Fixture) -> Iterator[Result]:
     """The tokenizer's single calls; the reference's pixels are in [-1, 1]."""
     io, model = fixture.tensors("io"), tokenizer(fixture)
+    yield from fixture.expect({"constructor.share_quant_resi": 4})
     images = (io["image_in"] + 1) / 2
     yield close("encoder", model.latents(images), io["encoder_f"])
     tokens = model.encode(images)
@@ -131,3 +138,5 @@ def check_var_vqvae(fixture: Fixture) -> Iterator[Result]:
     for scale, latents in enumerate(steps[:-1]):
         recorded = io[f"next_input_{scale}"].flatten(2).transpose(1, 2)
         yield close(f"input after scale {scale}", model.quantize.shrink(latents, scale + 1), recorded)
+    last = len(steps) - 1
+    yield close(f"map after scale {last}", steps[-1], io[f"next_input_{last}"])

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from genenv.models.maskgit import MaskGITTransformer
 from genenv.models.maskgit_vqgan import MaskGITVQGAN
 from genenv.parity import __main__ as parity
-from genenv.parity.fixture import close, equal
+from genenv.parity.fixture import Record, close, equal
 from genenv.rng import gumbel
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "parity"
@@ -208,17 +208,84 @@ def maskgit_vectors(tmp_path):
 
 def test_the_decisions_of_a_plain_loop_are_reproduced_by_the_sampler(maskgit_vectors):
     found = list(parity.results(maskgit_vectors / "maskgit"))
-    assert len(found) == 3 + 2 * STEPS
+    assert len(found) == 4 + 2 * STEPS
     assert [result for result in found if not result.ok] == []
 
 
 def test_one_wrong_token_fails(maskgit_vectors):
     path = maskgit_vectors / "maskgit" / "rollout.safetensors"
-    rollout = parity.Fixture(path.parent).tensors("rollout")
+    rollout = dict(parity.Fixture(path.parent).tensors("rollout"))
     rollout["sampled_ids"][1, 0, 3] = (rollout["sampled_ids"][1, 0, 3] + 1) % CODES
     save_file(rollout, path)
     failed = [result for result in parity.results(path.parent) if not result.ok]
     assert [result.quantity for result in failed] == ["sampled tokens, decision 1"]
+
+
+def failures(folder, **settings):
+    """Returns what fails in a folder whose `config.json` is changed: {dotted path: value}."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for name, value in settings.items():
+        *parents, last = name.split(".")
+        inner = config
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    path.write_text(json.dumps(config))
+    return [result.quantity for result in parity.results(folder) if not result.ok]
+
+
+@pytest.mark.parametrize("path", ["colour", "constructor.patch_size", "generator.cfg_rescale", "x.y"])
+def test_a_setting_that_is_not_known_fails(maskgit_vectors, path):
+    found = failures(maskgit_vectors / "maskgit", **{path: 3})
+    assert found == [f"setting {path.removesuffix('.y')} is not known"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "usual"),
+    [
+        ("constructor.qkv_bias", True, False),
+        ("generator.mask_ind", 3, CODES),
+        ("generator.gen_steps", 16, STEPS),
+    ],
+)
+def test_a_setting_that_genenv_has_otherwise_fails(maskgit_vectors, path, value, usual):
+    found = failures(maskgit_vectors / "maskgit", **{path: value})
+    assert found == [f"setting {path} is {value}, genenv has {usual}"]
+    assert failures(maskgit_vectors / "maskgit", **{path: usual}) == []
+
+
+@pytest.mark.parametrize("path", ["seed", "margins.gumbel_gap", "constructor.use_checkpoint"])
+def test_a_setting_that_nothing_depends_on_may_have_any_value(maskgit_vectors, path):
+    assert failures(maskgit_vectors / "maskgit", **{path: 3}) == []
+
+
+def test_a_tensor_and_a_file_that_are_not_known_fail(maskgit_vectors):
+    folder = maskgit_vectors / "maskgit"
+    io = dict(parity.Fixture(folder).tensors("io"))
+    save_file(io | {"attention": torch.ones(2)}, folder / "io.safetensors")
+    save_file({"x": torch.ones(2)}, folder / "rollout_2.safetensors")
+    assert failures(folder) == [
+        "tensor attention of io.safetensors is not known",
+        "file rollout_2.safetensors is not known",
+    ]
+
+
+def test_the_command_names_the_folder_and_the_setting(fid_vectors, capsys):
+    failures(fid_vectors / "fid", temp_init=1.0)
+    assert parity.main([str(fid_vectors)]) == 1
+    assert ["fid", "setting temp_init is not known", "nan", "0", "FAIL"] in lines(capsys)
+
+
+def test_a_record_tells_what_was_read():
+    record = Record({"a": 1, "b": {"c": 2, "d": 3}, "e": {}, "f": [{"g": 4}, {"g": 5}], "h.x": 6, "h.y": 7})
+    assert set(record.unread()) == {"a", "b", "f", "h.x", "h.y"}
+    assert record["b"]["c"] == 2
+    assert [inner["g"] for inner in record["f"][:1]] == [4]
+    assert dict(record.under("h.")) == {"x": 6, "y": 7}
+    assert "a" in record
+    assert set(record.unread()) == {"a", "b.d", "f.1.g"}
+    assert len(record) == 6
 
 
 def test_weights_may_be_stored_as_two_whole_factors(tmp_path):
