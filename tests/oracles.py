@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 
 def softmax(logits):
     top = max(logits)
@@ -77,3 +79,63 @@ def smooth(actions, decay):
     for action in actions:
         averages.append(action if not averages else decay * averages[-1] + (1 - decay) * action)
     return averages
+
+
+def released_schedule(settings):
+    """Returns the hand-crafted schedule of one of AdaGen's configurations, {action: (rows,)}, in its own float32."""
+    steps, f = settings["gen_steps"], np.float32
+    index = np.arange(steps, dtype=f)
+
+    def same(name, rows=steps):
+        return np.full(rows, settings[name], dtype=f)
+
+    if settings["model_family"] == "maskgit":
+        ratio = (index + 1 - f(1e-3)) / f(steps)
+        return {
+            "manual_gen_ratios": np.cos(ratio * f(math.pi) * f(0.5)),
+            "manual_temp": (1 - ratio) * f(settings["temp_init"]),
+            "manual_samp_temp": same("manual_samp_temp_init"),
+            "manual_cfg": (index + f(1e-3)) / f(steps) * f(settings["cfg_init"]),
+        }
+    if settings["model_family"] == "var":
+        return {
+            "cfg": same("cfg_init"),
+            "top_k": same("topk"),
+            "top_p": same("topp"),
+            "manual_samp_temp": same("manual_samp_temp_init"),
+        }
+    first, last = (0.9, 0.01) if settings["model_family"] == "dit" else (0.01, 0.99)
+    times = np.linspace(first, last, steps + 1, dtype=f)
+    return {"timesteps": times, "manual_cfg": same("cfg_init", steps + 1)}
+
+
+def released_actions(settings, outputs):
+    """Returns the tables and the actions of one of AdaGen's policies in its own float32.
+
+    Args:
+        settings: of its configuration.
+        outputs: (rows, N, K) of its network, in the order of `action_keys`.
+
+    Returns:
+        {action: (rows,)} before the activation and with the smoothing undone, {action: (rows, N)}.
+    """
+    f, decay, tables, actions = np.float32, np.float32(settings["action_smooth"]), {}, {}
+    schedule = released_schedule(settings)
+    for column, key in enumerate(settings["action_keys"]):
+        scale = f(4096 if key == "top_k" else 1)
+        bounded = key in ("manual_gen_ratios", "timesteps", "top_p", "top_k")
+        y = schedule[key]
+        if bounded:
+            y = np.clip(y / scale, f(1e-6), f(1 - 1e-6))
+            inverse = np.log(y / (1 - y))
+        else:
+            inverse = y + np.log(1 - np.exp(-y))
+        rows = [inverse[0]]
+        rows += [(inverse[t] - decay * inverse[t - 1]) / (1 - decay) for t in range(1, len(inverse))]
+        tables[key], previous, played = np.array(rows, dtype=f), None, []
+        for row, output in zip(rows, outputs, strict=True):
+            moved = output[:, column] + row
+            previous = moved if previous is None else decay * previous + (1 - decay) * moved
+            played.append(scale / (1 + np.exp(-previous)) if bounded else np.log1p(np.exp(previous)))
+        actions[key] = np.array(played, dtype=f)
+    return tables, actions
