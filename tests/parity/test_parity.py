@@ -12,14 +12,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from oracles import maskgit_decision
+from references import CONTEXTS, Given, maskgit_networks, maskgit_rollout, write, write_maskgit
 from safetensors.torch import save_file
 
-from genenv.models.maskgit import MaskGITTransformer
-from genenv.models.maskgit_vqgan import MaskGITVQGAN
 from genenv.parity import __main__ as parity
 from genenv.parity.fixture import Record, close, equal
-from genenv.rng import gumbel
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "parity"
 CODES, GRID, DIM, STEPS, BATCH = 8, 4, 8, 3, 2
@@ -37,19 +34,6 @@ def test_the_official_vectors_are_reproduced(name, tmp_path, capsys):
     found = list(parity.results(tmp_path / name))
     assert len(found) >= 3
     assert [result for result in found if not result.ok] == []
-
-
-def write(folder, config, weights=None, **tensors):
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    if weights is not None:
-        save_file(
-            {name: value.contiguous() for name, value in weights.items()}, folder / "weights.safetensors"
-        )
-    for name, values in tensors.items():
-        save_file(
-            {key: value.clone().contiguous() for key, value in values.items()}, folder / f"{name}.safetensors"
-        )
 
 
 def scipy_fid(features, mean, covariance):
@@ -142,67 +126,20 @@ def test_no_vectors_at_all_is_a_mistake(tmp_path, capsys, make, message):
 @pytest.fixture
 def maskgit_vectors(tmp_path):
     """MaskGIT vectors whose decisions a plain Python loop takes."""
-    torch.manual_seed(0)
-    network = MaskGITTransformer(GRID, CODES, DIM, depth=2, num_heads=2, mlp_ratio=2.0, num_classes=5).eval()
-    vqgan = MaskGITVQGAN(32, (1, 1), 1, 8, CODES).eval()
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    contexts = torch.tensor([1, 3])
-    uniform, noise = torch.rand(STEPS, BATCH, GRID**2), gumbel(torch.rand(STEPS, BATCH, GRID**2))
+    networks = maskgit_networks(GRID, CODES, DIM)
     actions = {
-        "mask_ratio": torch.linspace(0.8, 0.1, STEPS)[:, None].expand(STEPS, BATCH),
-        "mask_temperature": torch.rand(STEPS, BATCH),
-        "token_temperature": 0.5 + torch.rand(STEPS, BATCH),
-        "guidance_weight": torch.rand(STEPS, BATCH),
+        "manual_gen_ratios": torch.linspace(0.8, 0.1, STEPS)[:, None].expand(STEPS, BATCH),
+        "manual_temp": torch.rand(STEPS, BATCH),
+        "manual_samp_temp": 0.5 + torch.rand(STEPS, BATCH),
+        "manual_cfg": torch.rand(STEPS, BATCH),
     }
-    grids = [[CODES] * GRID**2 for _ in range(BATCH)]
-    sampled_ids, masked_ids = [], []
-    for t in range(STEPS):
-        sampled = []
-        for i in range(BATCH):
-            tokens = torch.tensor([grids[i], grids[i]])
-            with torch.no_grad():
-                (conditional, unconditional), _ = network(tokens, torch.tensor([int(contexts[i]), 5]))
-            params = {name: values[t, i].item() for name, values in actions.items()}
-            drawn = (uniform[t, i].tolist(), noise[t, i].tolist())
-            row, grids[i] = maskgit_decision(
-                grids[i], conditional.tolist(), unconditional.tolist(), CODES, params, *drawn
-            )
-            sampled.append(row)
-        sampled_ids.append(sampled)
-        masked_ids.append([list(grid) for grid in grids])
+    rollout = maskgit_rollout(networks, Given(actions))
     with torch.no_grad():
-        logits, features = network(torch.tensor(masked_ids[0]), contexts)
-        images = vqgan.decode(torch.tensor(sampled_ids[-1]).view(BATCH, GRID, GRID))
-    names = {"mask_ratio": "manual_gen_ratios", "mask_temperature": "manual_temp"}
-    names |= {"token_temperature": "manual_samp_temp", "guidance_weight": "manual_cfg"}
-    rollout = {f"action.{names[name]}": value for name, value in actions.items()}
-    rollout |= {
-        "contexts": contexts,
-        "token_uniform": uniform,
-        "confidence_gumbel": noise,
-        "sampled_ids": torch.tensor(sampled_ids),
-        "masked_ids": torch.tensor(masked_ids),
-        "images": images,
-    }
-    constructor = {"img_size": GRID, "codebook_size": CODES, "embed_dim": DIM, "depth": 2, "num_heads": 2}
-    constructor |= {"mlp_ratio": 2.0, "num_classes": 6}
-    io = {"masked_ids": torch.tensor(masked_ids[0]), "context": contexts[:, None], "logits": logits}
-    ddconfig = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8}
+        logits, features = networks[0](rollout["masked_ids"][0], CONTEXTS)
+    io = {"masked_ids": rollout["masked_ids"][0], "context": CONTEXTS[:, None], "logits": logits}
     folder = tmp_path / "vectors"
     folder.mkdir()
-    write(
-        folder / "maskgit",
-        {"constructor": constructor, "generator": {"decoder": "../maskgit_vqgan"}},
-        network.state_dict(),
-        io=io | {"feat": features[:, ::2]},
-        rollout=rollout,
-    )
-    write(
-        folder / "maskgit_vqgan",
-        {"constructor": {"ddconfig": ddconfig, "n_embed": CODES}},
-        vqgan.state_dict(),
-    )
+    write_maskgit(folder, networks, io=io | {"feat": features[:, ::2]}, rollout=rollout)
     return folder
 
 
