@@ -682,10 +682,14 @@ RELEASED_POLICIES = {
         flow.schedule(17),
     ),
     "var_d16_policy": ReleasedPolicy(
-        "AdaGen/VAR-v0", {"backbone": "imagenet256-var-d16", "num_steps": 10}, var.schedule(10, 4096)
+        "AdaGen/VAR-v0",
+        {"backbone": "imagenet256-var-d16", "num_steps": 10, "top_k_rule": "released"},
+        var.schedule(10, 4096),
     ),
     "var_d30_policy": ReleasedPolicy(
-        "AdaGen/VAR-v0", {"backbone": "imagenet256-var-d30", "num_steps": 10}, var.schedule(10, 4096)
+        "AdaGen/VAR-v0",
+        {"backbone": "imagenet256-var-d30", "num_steps": 10, "top_k_rule": "released"},
+        var.schedule(10, 4096),
     ),
 }
 

@@ -50,6 +50,14 @@ def test_every_part_of_a_backbone_is_a_release():
     assert {policy.env_kwargs["backbone"] for policy in RELEASED_POLICIES.values()} <= BACKBONES.keys()
 
 
+def test_released_policies_of_var_play_with_the_released_top_k_rule():
+    rules = {name: policy.env_kwargs.get("top_k_rule") for name, policy in RELEASED_POLICIES.items()}
+    assert {name for name, rule in rules.items() if rule == "released"} == {
+        "var_d16_policy",
+        "var_d30_policy",
+    }
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".safetensors"])
 def test_every_file_format_is_read(tmp_path, suffix):
     state = {"a": torch.arange(3), "b": torch.rand(2, 2)}
