@@ -138,7 +138,8 @@ def vector(
         autoreset_mode: "SameStep", "NextStep" or "Disabled".
         render_mode: None, "rgb_array" or "human".
         compile: run the network through torch.compile.
-        options: keyword arguments of the paradigm, such as the `solver` of DiT and SiT.
+        options: of the paradigm: the settings of its hand-crafted schedule, such as `guidance_weight`, the
+            `solver` of DiT and SiT, the `top_k_rule` of VAR.
 
     Raises:
         ValueError: if a keyword argument is unknown, or its value is not legal.
