@@ -97,7 +97,7 @@ def _var(sampler: VARSampler, context: Context, rng: BatchRng, separate: bool) -
 
     for scale, params in enumerate(hand_crafted_params(sampler.params, context)):
         conditional, unconditional = predict(scale).chunk(2)
-        weight = (params["guidance_weight"] * (scale / last)).float()[:, None, None]
+        weight = (params["guidance_weight"] * (scale / max(last, 1))).float()[:, None, None]
         logits = conditional + weight * (conditional - unconditional)
         logits = keep_top_p(keep_top_k(logits, params["top_k"]), params["top_p"])
         logits = logits / params["token_temperature"].float()[:, None, None]

@@ -194,7 +194,7 @@ class VARSampler:
         logits = state.prediction.conditional.float()
         if state.prediction.unconditional is None:
             return logits
-        weight = (weight * (state.step / (self.horizon - 1))).float()[:, None, None]
+        weight = (weight * (state.step / max(self.horizon - 1, 1))).float()[:, None, None]
         return logits + weight * (logits - state.prediction.unconditional.float())
 
     def decode(self, state: VARState) -> Tensor:

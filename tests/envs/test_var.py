@@ -305,3 +305,14 @@ def test_the_number_of_decisions_is_that_of_the_scales(monkeypatch, num_steps):
 @needs_parity
 def test_the_rollouts_of_the_reference_are_reproduced():
     assert [result for result in check_var(Fixture(PARITY)) if not result.ok] == []
+
+
+def test_a_single_scale_is_not_guided():
+    torch.manual_seed(0)
+    transformer = VARTransformer((2,), CODES, 4, 16, 2, 2, num_classes=CLASSES).eval().requires_grad_(False)
+    tokenizer = DigitsMSVQ(width=4, z_channels=4, vocab_size=CODES).eval().requires_grad_(False)
+    tokenizer.quantize.patch_nums = (2,)
+    sampler = VARSampler(transformer, tokenizer, schedule(1, CODES), needs_features=True)
+    state, _ = start(sampler, 3)
+    guided = sampler.guided_logits(state, torch.full((3,), 2.0))
+    assert torch.equal(guided, state.prediction.conditional)
