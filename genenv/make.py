@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from types import NoneType
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
@@ -74,22 +75,29 @@ def _sampler_factory(sampler: str) -> tuple[Callable[..., Sampler], list[str]]:
 
 
 def _checked(make: Callable[..., VectorEnv]) -> Callable[..., VectorEnv]:
-    """Turns a wrong name or type among the keyword arguments into a ValueError with the remedy."""
+    """Turns an unknown keyword argument into a TypeError and a value of a wrong type into a ValueError.
+
+    Both say the remedy. NumPy's scalars and arrays pass as Python's own numbers and lists.
+    """
     parameters = inspect.signature(make).parameters.values()
     common = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    common.remove("sampler")
 
     @functools.wraps(make)
     def checked(num_envs: int = 1, *, sampler: str, **kwargs) -> VectorEnv:
         accepted = [*common, *_sampler_factory(sampler)[1]]
-        for name, value in {"num_envs": num_envs, **kwargs}.items():
+        given = {"num_envs": num_envs, **kwargs}
+        given = {k: v.tolist() if isinstance(v, np.generic | np.ndarray) else v for k, v in given.items()}
+        for name, value in given.items():
             if name not in accepted:
-                raise ValueError(
-                    f"keyword arguments must be among {', '.join(accepted)}, got {name}={value!r}"
+                # clients that try an argument out, such as TorchRL, look for these words of Python's
+                raise TypeError(
+                    f"got an unexpected keyword argument {name!r}; the environment takes {', '.join(accepted)}"
                 )
             legal, rule = TYPES.get(name, (None, ""))
             if legal is not None and not legal(value):
                 raise ValueError(f"{name} must be {rule}, got {value!r}")
-        return make(num_envs, sampler=sampler, **kwargs)
+        return make(sampler=sampler, **given)
 
     return checked
 
@@ -142,7 +150,8 @@ def vector(
             `solver` of DiT and SiT, the `top_k_rule` of VAR.
 
     Raises:
-        ValueError: if a keyword argument is unknown, or its value is not legal.
+        TypeError: if a keyword argument is unknown.
+        ValueError: if the value of one is not legal.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")

@@ -129,7 +129,6 @@ def test_a_reward_may_be_a_factory_of_any_module(monkeypatch):
         ({"observe": []}, r"observe must be a list of names, such as .* got \[\]"),
         ({"observe": [3]}, r"observe must be a list of names, such as .* got \[3\]"),
         ({"smoothing": None}, r"smoothing must be a number in \[0, 1\); 0 does not smooth, got None"),
-        ({"foo": 1}, "keyword arguments must be among num_envs, sampler, .* compile, .*, got foo=1"),
     ],
 )
 def test_a_wrong_keyword_argument_is_refused(kwargs, message):
@@ -144,9 +143,42 @@ def test_a_wrong_number_of_images_is_refused():
         gym.make_vec(ENV_ID, num_envs=2.0)
 
 
-def test_a_single_environment_refuses_an_unknown_keyword_argument():
-    with pytest.raises(ValueError, match=r"keyword arguments must be among .*, got foo=1"):
-        gym.make(ENV_ID, foo=1)
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+@pytest.mark.parametrize("name", ["foo", "frameskip"])
+def test_an_unknown_keyword_argument_is_a_type_error_as_in_python(make, name):
+    message = f"got an unexpected keyword argument '{name}'; the environment takes num_envs, .*, compile"
+    with pytest.raises(TypeError, match=message):
+        make(ENV_ID, **{name: 1})
+
+
+def test_an_argument_of_one_paradigm_is_named_by_its_ids_alone():
+    with pytest.raises(TypeError, match="argument 'solver'"):
+        gym.make_vec("AdaGen/VAR-v0", solver="euler")
+    with pytest.raises(TypeError, match=r"argument 'foo'; .*, compile, .*solver"):
+        gym.make_vec("AdaGen/DiT-v0", foo=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_steps", np.int64(3)),
+        ("num_steps", np.array(3)),
+        ("smoothing", np.float32(0.5)),
+        ("compile", np.False_),
+        ("contexts", np.array([3, 1])),
+        ("observe", np.array(["step", "context"])),
+        ("dtype", np.str_("float32")),
+    ],
+)
+def test_numpys_values_are_taken_as_pythons(name, value):
+    env, same = (
+        gym.make_vec(ENV_ID, num_envs=np.int32(2), **{"reward": "none", name: v})
+        for v in (value, value.tolist())
+    )
+    assert env.num_envs == 2
+    assert env.single_observation_space == same.single_observation_space
+    assert env.unwrapped.sampler.horizon == same.unwrapped.sampler.horizon
+    assert torch.equal(env.reset(seed=0)[0]["context"], same.reset(seed=0)[0]["context"])
 
 
 @pytest.mark.parametrize(
