@@ -193,3 +193,6 @@ def single(**kwargs) -> GenEnv:
             raise ValueError(f"gym.make has {name}={value!r} only, got {kwargs[name]!r}; use gym.make_vec")
         kwargs.pop(name, None)
     return GenEnv(vector(1, autoreset_mode="Disabled", **kwargs))
+
+
+single.metadata = GenEnv.metadata  # type: ignore[attr-defined]  # where gym.make looks for the render modes

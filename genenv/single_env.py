@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from genenv.vector_env import RENDER_MODES, GenVectorEnv, to_numpy
+from genenv.vector_env import RENDER_FPS, RENDER_MODES, GenVectorEnv, to_numpy
 
 
 class GenEnv(gym.Env):
@@ -18,6 +18,8 @@ class GenEnv(gym.Env):
     Args:
         vector_env: a GenVectorEnv of one image with autoreset disabled, or vector wrappers around one.
     """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS}
 
     def __init__(self, vector_env: VectorEnv):
         inner = vector_env.unwrapped
@@ -29,7 +31,6 @@ class GenEnv(gym.Env):
         self.vector_env, self._inner = vector_env, inner
         self.observation_space = vector_env.single_observation_space
         self.action_space = vector_env.single_action_space
-        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": inner.metadata["render_fps"]}
         self.render_mode = inner.render_mode
 
     @property

@@ -21,6 +21,7 @@ from genenv.protocols import Context, Observation, Sampler
 from genenv.rng import MAX_SEED, BatchRng, Stream
 
 RENDER_MODES = ("rgb_array", "human")
+RENDER_FPS = 4
 STREAMS = {stream.name.lower(): stream for stream in Stream}
 """What `options["stream"]` names."""
 
@@ -76,7 +77,7 @@ class GenVectorEnv(VectorEnv):
         self.metadata = {
             "autoreset_mode": self.autoreset_mode,
             "render_modes": list(RENDER_MODES),
-            "render_fps": 4,
+            "render_fps": RENDER_FPS,
         }
         self.sampler, self.contexts, self.num_envs = sampler, contexts, num_envs
         self.output, self.device, self.render_mode = output, torch.device(device), render_mode

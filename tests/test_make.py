@@ -146,7 +146,7 @@ def test_a_wrong_number_of_images_is_refused():
 @pytest.mark.parametrize("make", [gym.make, gym.make_vec])
 @pytest.mark.parametrize("name", ["foo", "frameskip"])
 def test_an_unknown_keyword_argument_is_a_type_error_as_in_python(make, name):
-    message = f"got an unexpected keyword argument '{name}'; the environment takes num_envs, .*, compile"
+    message = rf"got an unexpected keyword argument '{name}'; the environment takes num_envs, .*, compile"
     with pytest.raises(TypeError, match=message):
         make(ENV_ID, **{name: 1})
 
@@ -227,3 +227,41 @@ def test_the_reward_of_a_single_environment_is_paid_at_its_end():
 def test_a_mixture_refuses_weights_of_rewards_it_has_not():
     with pytest.raises(ValueError, match=r"weights name no reward: \['b'\]; rewards are \['a'\]"):
         Mixture({"a": lambda images, context: images.sum((1, 2, 3))}, {"b": 1.0})
+
+
+def test_gymnasium_collects_the_frames_of_an_episode():
+    env = gym.make(ENV_ID, render_mode="rgb_array_list", num_steps=3)
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(env.action_space.sample())
+    frames = env.render()
+    assert len(frames) == 4
+    assert {frame.shape for frame in frames} == {(256, 516, 3)}
+    assert not np.array_equal(frames[0], frames[-1])
+
+
+def test_gymnasium_warns_of_a_render_mode_that_does_not_exist():
+    with (
+        pytest.warns(UserWarning, match=r"not in the possible render_modes \(\['rgb_array', 'human'\]\)"),
+        pytest.raises(ValueError, match="render_mode must be None or one of"),
+    ):
+        gym.make(ENV_ID, render_mode="ansi")
+
+
+def test_gymnasium_writes_a_video_of_an_episode(tmp_path):
+    pytest.importorskip("moviepy")
+    env = gym.wrappers.RecordVideo(gym.make(ENV_ID, render_mode="rgb_array"), str(tmp_path / "videos"))
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step(env.action_space.sample())
+    env.close()
+    assert [path.suffix for path in (tmp_path / "videos").iterdir()] == [".mp4"]
+
+
+def test_gymnasium_shows_frames_in_a_window(monkeypatch):
+    pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    env = gym.wrappers.HumanRendering(gym.make(ENV_ID, render_mode="rgb_array"))
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.close()
