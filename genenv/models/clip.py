@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,21 +85,27 @@ class CLIP(nn.Module):
 
 def from_transformers(network: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]) -> CLIP:
     """Returns a `transformers.CLIPModel` with its tokenizer as a CLIP."""
-    context_length = network.config.text_config.max_position_embeddings
-
-    def text_features(texts: list[str], device: torch.device) -> Tensor:
-        tokens = tokenizer(
-            texts, padding=True, truncation=True, max_length=context_length, return_tensors="pt"
-        ).to(device)
-        return _projected(
-            network.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        )
-
-    def image_features(pixels: Tensor) -> Tensor:
-        return _projected(network.get_image_features(pixel_values=pixels))
-
+    image_features = functools.partial(_transformers_images, network)
+    text_features = functools.partial(_transformers_texts, network, tokenizer)
     size = network.config.vision_config.image_size
     return CLIP(network, image_features, text_features, size, mean, std)
+
+
+# The functions of a network are partial ones, not closures, so that a CLIP can be pickled.
+
+
+def _transformers_images(network: Any, pixels: Tensor) -> Tensor:
+    return _projected(network.get_image_features(pixel_values=pixels))
+
+
+def _transformers_texts(network: Any, tokenizer: Any, texts: list[str], device: torch.device) -> Tensor:
+    context_length = network.config.text_config.max_position_embeddings
+    tokens = tokenizer(
+        texts, padding=True, truncation=True, max_length=context_length, return_tensors="pt"
+    ).to(device)
+    return _projected(
+        network.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+    )
 
 
 def _projected(output: Any) -> Tensor:
@@ -108,9 +115,10 @@ def _projected(output: Any) -> Tensor:
 
 def from_open_clip(network: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]) -> CLIP:
     """Returns an `open_clip.CLIP` with its tokenizer as a CLIP."""
-
-    def text_features(texts: list[str], device: torch.device) -> Tensor:
-        return network.encode_text(tokenizer(texts).to(device))
-
+    text_features = functools.partial(_open_clip_texts, network, tokenizer)
     size = network.visual.image_size[0]
     return CLIP(network, network.encode_image, text_features, size, mean, std)
+
+
+def _open_clip_texts(network: Any, tokenizer: Any, texts: list[str], device: torch.device) -> Tensor:
+    return network.encode_text(tokenizer(texts).to(device))
