@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType
@@ -22,6 +23,10 @@ from genenv.single_env import GenEnv
 from genenv.vector_env import GenVectorEnv
 from genenv.viz.frames import draw_frame, show_frames
 from genenv.wrappers.vector import EMAActionSmoothing, TerminalReward
+
+# A forked child has none of the threads that torch has started in its parent, and its first parallel operation would
+# wait for them for ever: AsyncVectorEnv, SB3's SubprocVecEnv and others fork after they have made an environment.
+os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
