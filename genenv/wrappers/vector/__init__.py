@@ -1,7 +1,13 @@
-"""Wrappers of a vector environment."""
+"""Wrappers of a vector environment, for torch and NumPy output and every autoreset mode."""
 
 from genenv.wrappers.vector.ema_action_smoothing import EMAActionSmoothing
+from genenv.wrappers.vector.record_episode_statistics import RecordEpisodeStatistics
 from genenv.wrappers.vector.running_cost import RunningCost
 from genenv.wrappers.vector.terminal_reward import TerminalReward
 
-__all__ = ["EMAActionSmoothing", "RunningCost", "TerminalReward"]
+__all__ = [
+    "EMAActionSmoothing",
+    "RecordEpisodeStatistics",
+    "RunningCost",
+    "TerminalReward",
+]

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from genenv.vector_env import GenVectorEnv
 from genenv.wrappers.ema_action_smoothing import checked_decay
+from genenv.wrappers.vector.base import GenVectorWrapper
 
 
-class EMAActionSmoothing(VectorWrapper):
+class EMAActionSmoothing(GenVectorWrapper):
     """m_t = decay m_{t-1} + (1 - decay) a_t with m_0 = a_0, restarted with every episode (AdaGen, action smoothing).
 
     The average is taken of the actions, before they move the hand-crafted schedule. Since it is linear this equals
@@ -27,11 +27,8 @@ class EMAActionSmoothing(VectorWrapper):
     def __init__(self, env: VectorEnv, decay: float):
         super().__init__(env)
         self.decay = checked_decay(decay)
-        inner = env.unwrapped
-        assert isinstance(inner, GenVectorEnv)
-        if not inner.actions.field.dtype.is_floating_point:
+        if not self._inner.actions.field.dtype.is_floating_point:
             raise ValueError(f"actions of {env} are choices, which have no moving average; use smoothing=0")
-        self._inner = inner
         self._average: Tensor | None = None
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Any, Any, Any, Any, dict]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
-from genenv.vector_env import GenVectorEnv, to_numpy
+from genenv.vector_env import to_numpy
 from genenv.wrappers.running_cost import checked_weight
+from genenv.wrappers.vector.base import GenVectorWrapper
 
 
-class RunningCost(VectorWrapper):
+class RunningCost(GenVectorWrapper):
     """Subtracts weight * info[name] from the reward of every decision.
 
     Args:
@@ -26,9 +27,6 @@ class RunningCost(VectorWrapper):
     def __init__(self, env: VectorEnv, name: str, weight: float = 1.0):
         super().__init__(env)
         self.name, self.weight = name, checked_weight(weight)
-        inner = env.unwrapped
-        assert isinstance(inner, GenVectorEnv)
-        self._inner = inner
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict]:
         """Takes a step; the one that resets under "NextStep" costs nothing."""

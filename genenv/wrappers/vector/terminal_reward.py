@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
 from genenv.protocols import Reward
 from genenv.rewards.mixture import as_mixture
-from genenv.vector_env import GenVectorEnv, to_numpy
+from genenv.vector_env import to_numpy
+from genenv.wrappers.vector.base import GenVectorWrapper, finished
 
 
-class TerminalReward(VectorWrapper):
+class TerminalReward(GenVectorWrapper):
     """Pays `reward(images, context)` to every image at step T and 0 before.
 
     Args:
@@ -27,9 +28,6 @@ class TerminalReward(VectorWrapper):
         super().__init__(env)
         self.reward = as_mixture(reward)
         self.reward.check_number(env.num_envs)
-        inner = env.unwrapped
-        assert isinstance(inner, GenVectorEnv)
-        self._inner = inner
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Starts the episodes; with a seed, a reward that remembers earlier batches forgets them."""
@@ -40,8 +38,8 @@ class TerminalReward(VectorWrapper):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict]:
         """Takes a step; at T the infos of the finished episode hold each component as `reward/<name>` (N,)."""
         observation, paid, terminated, truncated, info = self.env.step(actions)
-        final = info.get("final_info", info)
-        if "image" in final:
+        final = finished(info)
+        if final is not None:
             device = self._inner.device
             judged = (torch.as_tensor(final[name], device=device) for name in ("image", "context", "group"))
             with torch.no_grad():
