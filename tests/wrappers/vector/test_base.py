@@ -4,6 +4,7 @@ from gymnasium.vector import AutoresetMode
 
 from genenv.wrappers.vector import (
     EMAActionSmoothing,
+    FlattenObservation,
     RecordEpisodeStatistics,
     RunningCost,
     TerminalReward,
@@ -17,6 +18,7 @@ def test_every_wrapper_says_when_episodes_start_again(mode):
         lambda env: TerminalReward(env, lambda images, context: images.sum((1, 2, 3))),
         lambda env: EMAActionSmoothing(env, 0.5),
         lambda env: RunningCost(env, "schedule/mask_ratio"),
+        FlattenObservation,
         RecordEpisodeStatistics,
     ]
     for wrap in wrappers:
@@ -24,7 +26,7 @@ def test_every_wrapper_says_when_episodes_start_again(mode):
         assert env.autoreset_mode is mode
 
 
-@pytest.mark.parametrize("wrapper", [RecordEpisodeStatistics])
+@pytest.mark.parametrize("wrapper", [FlattenObservation, RecordEpisodeStatistics])
 def test_another_environment_is_refused(wrapper):
     with pytest.raises(ValueError, match="env must hold a GenVectorEnv, got .*; make it with gym.make_vec"):
         wrapper(gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync"))
