@@ -6,6 +6,7 @@ from genenv.wrappers.vector import (
     EMAActionSmoothing,
     FlattenObservation,
     RecordEpisodeStatistics,
+    RecordImages,
     RunningCost,
     TerminalReward,
 )
@@ -20,13 +21,14 @@ def test_every_wrapper_says_when_episodes_start_again(mode):
         lambda env: RunningCost(env, "schedule/mask_ratio"),
         FlattenObservation,
         RecordEpisodeStatistics,
+        RecordImages,
     ]
     for wrap in wrappers:
         env = wrap(env)
         assert env.autoreset_mode is mode
 
 
-@pytest.mark.parametrize("wrapper", [FlattenObservation, RecordEpisodeStatistics])
+@pytest.mark.parametrize("wrapper", [FlattenObservation, RecordEpisodeStatistics, RecordImages])
 def test_another_environment_is_refused(wrapper):
-    with pytest.raises(ValueError, match="env must hold a GenVectorEnv, got .*; make it with gym.make_vec"):
+    with pytest.raises(ValueError, match=r"env must hold a GenVectorEnv, got .*; make it with gym.make_vec"):
         wrapper(gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync"))
