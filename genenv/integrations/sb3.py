@@ -15,15 +15,19 @@ from torch import Tensor
 
 from genenv.protocols import Observation
 from genenv.vector_env import GenVectorEnv
+from genenv.wrappers.vector import FlattenObservation
 
 try:
+    from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.vec_env import VecEnv
-    from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
+    from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs
 except ImportError:
     raise ImportError("genenv.integrations.sb3 needs Stable-Baselines3: pip install 'genenv[sb3]'") from None
 
 EXACT_IN_FLOAT32 = 2**24
 """Every integer up to here survives the packing into float32."""
+FLAT = ""
+"""Name of the only entry of a flat observation."""
 
 
 class GenVecEnv(VecEnv):
@@ -33,19 +37,21 @@ class GenVecEnv(VecEnv):
     the end of an episode together with the finished observation and the reward's components. The check of the actions
     and a sampler's test for guidance may wait for the device besides. The infos are empty until then; at the end each
     holds `terminal_observation`, `episode` (`r`, `l`, `t`), `TimeLimit.truncated` (never) and the components
-    `reward/<name>`.
+    `reward/<name>`. No Monitor is needed.
 
         env = GenVecEnv(gym.make_vec("AdaGen/MaskGIT-v0", num_envs=64))
         PPO("MultiInputPolicy", env, n_steps=32).learn(100_000)
 
     Args:
         vector_env: a GenVectorEnv or wrappers around one, with autoreset "SameStep" and output "torch".
+        flatten: give the observation as one vector, for algorithms and wrappers that take no dictionary: CrossQ, ARS,
+            `VecFrameStack`; the policy is then "MlpPolicy".
 
     Raises:
         ValueError: for any other environment.
     """
 
-    def __init__(self, vector_env: VectorEnv):
+    def __init__(self, vector_env: VectorEnv, flatten: bool = False):
         inner = vector_env.unwrapped
         if not isinstance(inner, GenVectorEnv):
             raise ValueError(
@@ -55,24 +61,24 @@ class GenVecEnv(VecEnv):
             raise ValueError(f"autoreset_mode must be 'SameStep' for SB3, got {inner.autoreset_mode.value!r}")
         if inner.output != "torch":
             raise ValueError(f"output must be 'torch' for SB3's adapter, got {inner.output!r}")
-        space = vector_env.single_observation_space
-        if not isinstance(space, spaces.Dict):
-            raise ValueError(f"the observation space must be a Dict, got {space}")
-        for name, entry in space.items():
+        for name, entry in _entries(vector_env.single_observation_space).items():
             largest = entry.n - 1 if isinstance(entry, spaces.Discrete) else np.max(getattr(entry, "high", 0))
             if np.issubdtype(entry.dtype, np.integer) and largest > EXACT_IN_FLOAT32:
                 raise ValueError(
                     f"observation {name!r} must be at most {EXACT_IN_FLOAT32} to pass through float32 unchanged, "
                     f"got a space up to {largest}; leave it out with observe=..."
                 )
-        self.env, self._inner, self._space = vector_env, inner, space
+        if flatten:
+            vector_env = FlattenObservation(vector_env)
+        space = vector_env.single_observation_space
+        self.env, self._inner, self._entries = vector_env, inner, _entries(space)
         self.spec = vector_env.spec
         super().__init__(vector_env.num_envs, space, vector_env.single_action_space)
         self._actions = torch.zeros(0)
         self._start = time.monotonic()
         self._begin()
 
-    def reset(self) -> dict[str, np.ndarray]:
+    def reset(self) -> VecEnvObs:
         """Starts an episode in every environment, with the seeds and options set since the last reset."""
         seeds = None if self._seeds[0] is None else [int(seed) for seed in self._seeds if seed is not None]
         observation, _ = self.env.reset(seed=seeds, options=self._merged_options())  # type: ignore[arg-type]
@@ -82,10 +88,11 @@ class GenVecEnv(VecEnv):
         return self._unpack(_to_host(self._columns(observation)))[0]
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Takes the actions (N, A) of the next step; a copy, so that the caller may reuse the array."""
-        self._actions = torch.tensor(np.asarray(actions, np.float32), device=self._inner.device)
+        """Takes the actions (N, ...) of the next step; a copy, so that the caller may reuse the array."""
+        actions = np.asarray(actions, self.action_space.dtype)
+        self._actions = torch.tensor(actions, device=self._inner.device)
 
-    def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[VecEnvObs, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Returns observations, rewards (N,) float32, dones (N,) and infos of the step.
 
         At the end of an episode the observations are already those of the next.
@@ -144,8 +151,13 @@ class GenVecEnv(VecEnv):
         return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """Returns for each index whether one of the vector wrappers is of a class."""
-        wrapped = any(isinstance(layer, wrapper_class) for layer in self._layers())
+        """Returns for each index whether one of the vector wrappers is of a class.
+
+        A Monitor is always there, for this adapter does its work: SB3 then reads returns and lengths from `episode`.
+        """
+        wrapped = wrapper_class is Monitor or any(
+            isinstance(layer, wrapper_class) for layer in self._layers()
+        )
         return [wrapped for _ in self._get_indices(indices)]
 
     def _layers(self) -> Iterator[VectorEnv]:
@@ -173,31 +185,47 @@ class GenVecEnv(VecEnv):
             raise ValueError("set_options must give every environment the same keys: they are reset together")
         return {key: [options[key] for options in self._options] for key in keys}
 
-    def _columns(self, observation: Observation) -> list[Tensor]:
-        return [observation[name].reshape(self.num_envs, -1) for name in self._space]
+    def _columns(self, observation: Observation | Tensor) -> list[Tensor]:
+        entries = observation if isinstance(observation, dict) else {FLAT: observation}
+        return [entries[name].reshape(self.num_envs, -1) for name in self._entries]
 
-    def _unpack(self, packed: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _unpack(self, packed: np.ndarray) -> tuple[Any, np.ndarray]:
         """Returns the observation held by the first columns, in arrays of its own, and the other columns."""
         observation, start = {}, 0
-        for name, entry in self._space.items():
+        for name, entry in self._entries.items():
             shape = entry.shape or ()
             stop = start + int(np.prod(shape))
             observation[name] = packed[:, start:stop].reshape(-1, *shape).astype(entry.dtype)
             start = stop
-        return observation, packed[:, start:]
+        return observation.get(FLAT, observation), packed[:, start:]
 
     def _final_infos(self, packed: np.ndarray, parts: list[str]) -> list[dict[str, Any]]:
         final, values = self._unpack(packed)
         elapsed = round(time.monotonic() - self._start, 6)
         return [
             {
-                "terminal_observation": {name: entry[i] for name, entry in final.items()},
+                "terminal_observation": _row(final, i),
                 "episode": {"r": float(self._returns[i]), "l": self._length, "t": elapsed},
                 "TimeLimit.truncated": False,
                 **{name: float(value) for name, value in zip(parts, values[i], strict=True)},
             }
             for i in range(self.num_envs)
         ]
+
+
+def _entries(space: spaces.Space) -> dict[str, spaces.Space]:
+    """Returns the entries of an observation; a flat one is its only entry."""
+    if isinstance(space, spaces.Dict):
+        return dict(space.items())
+    if isinstance(space, spaces.Box):
+        return {FLAT: space}
+    raise ValueError(f"the observation space must be a Dict or a Box, got {space}")
+
+
+def _row(observation: VecEnvObs, i: int) -> Any:
+    if isinstance(observation, dict):
+        return {name: entry[i] for name, entry in observation.items()}
+    return observation[i]  # type: ignore[call-overload]
 
 
 def _to_host(columns: list[Tensor]) -> np.ndarray:

@@ -8,10 +8,10 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize
 
 from genenv.integrations.sb3 import GenVecEnv
-from genenv.wrappers.vector import EMAActionSmoothing, TerminalReward
+from genenv.wrappers.vector import EMAActionSmoothing, FlattenObservation, TerminalReward
 
 ENV_ID, NUM_ENVS, HORIZON = "AdaGen/MaskGIT-v0", 6, 4
 REWARD = f"{__name__}:make_brightness"
@@ -139,7 +139,8 @@ def test_attributes_are_found_through_the_wrappers():
     assert len(adapter.env_method("reset", seed=4, indices=[1, 3])) == 2
     assert adapter.env_is_wrapped(EMAActionSmoothing) == [True] * NUM_ENVS
     assert adapter.env_is_wrapped(TerminalReward, indices=0) == [True]
-    assert adapter.env_is_wrapped(Monitor) == [False] * NUM_ENVS
+    assert adapter.env_is_wrapped(Monitor, indices=[1, 2]) == [True, True]  # the infos are a Monitor's
+    assert adapter.env_is_wrapped(gym.wrappers.TimeLimit) == [False] * NUM_ENVS
 
 
 def test_frames_are_tiled_for_videos():
@@ -177,9 +178,8 @@ def test_integers_that_float32_cannot_hold_are_refused():
         GenVecEnv(native)
 
 
-@pytest.mark.parametrize("wrap", [lambda env: env, VecMonitor], ids=["plain", "VecMonitor"])
-def test_ppo_trains_and_reports_the_episodes(wrap):
-    env: VecEnv = wrap(GenVecEnv(make()))
+def test_ppo_trains_and_reports_the_episodes():
+    env = GenVecEnv(make())
     model = PPO(
         "MultiInputPolicy", env, n_steps=2 * HORIZON, batch_size=NUM_ENVS * HORIZON, n_epochs=1, seed=0
     )
@@ -191,11 +191,70 @@ def test_ppo_trains_and_reports_the_episodes(wrap):
 
 
 def test_a_policy_is_evaluated_by_sb3s_own_function():
-    env = VecMonitor(GenVecEnv(make()))
+    env = GenVecEnv(make())
     model = PPO("MultiInputPolicy", env, n_steps=HORIZON, batch_size=NUM_ENVS * HORIZON)
     rewards, lengths = evaluate_policy(model, env, n_eval_episodes=2 * NUM_ENVS, return_episode_rewards=True)
     assert lengths == [HORIZON] * 2 * NUM_ENVS
     assert all(reward > 0 for reward in rewards)
+
+
+def test_an_evaluation_reports_the_return_under_normalised_rewards():
+    model = PPO("MultiInputPolicy", GenVecEnv(make()), n_steps=HORIZON, batch_size=NUM_ENVS * HORIZON, seed=0)
+    means = []
+    for wrap in (lambda env: env, lambda env: VecNormalize(env, norm_obs=False, norm_reward=True)):
+        env = wrap(GenVecEnv(make()))
+        env.seed(5)
+        means.append(evaluate_policy(model, env, n_eval_episodes=NUM_ENVS)[0])
+    assert means[0] == means[1]
+
+
+def test_a_second_monitor_is_superfluous():
+    with pytest.warns(UserWarning, match="already wrapped with a `Monitor`"):
+        VecMonitor(GenVecEnv(make()))
+
+
+def test_a_flat_view_holds_the_same_observations():
+    flat, plain = (
+        GenVecEnv(make(observe=["context", "prev_action"]), flatten=True),
+        make(observe=["context", "prev_action"]),
+    )
+    assert flat.observation_space.shape == (10 + 4,)
+    flat.seed(3)
+
+    def assert_flat(found, observation):
+        assert found.dtype == np.float32
+        assert np.array_equal(found[..., :10], np.eye(10)[observation["context"]])
+        assert np.array_equal(found[..., 10:], observation["prev_action"])
+
+    assert_flat(flat.reset(), plain.reset(seed=3)[0])
+    for t in range(2 * HORIZON):
+        found, rewards, dones, infos = flat.step(actions(t))
+        expected, reward, _, _, info = plain.step(torch.from_numpy(actions(t)))
+        assert_flat(found, expected)
+        assert np.array_equal(rewards, reward.numpy())
+        if dones.all():
+            last = np.stack([entry["terminal_observation"] for entry in infos])
+            assert_flat(last, info["final_obs"])
+
+
+def test_algorithms_and_wrappers_without_dictionaries_take_the_flat_view():
+    sb3_contrib = pytest.importorskip("sb3_contrib")
+    steps = 4 * HORIZON * NUM_ENVS
+    env = GenVecEnv(make(), flatten=True)
+    crossq = sb3_contrib.CrossQ("MlpPolicy", env, learning_starts=HORIZON * NUM_ENVS, batch_size=8, seed=0)
+    crossq.learn(steps)
+    assert crossq.num_timesteps == steps
+    ars = sb3_contrib.ARS("LinearPolicy", GenVecEnv(make(), flatten=True), n_delta=2, n_top=1, seed=0)
+    ars.learn(steps)
+    assert ars.num_timesteps >= steps
+    stacked = VecFrameStack(GenVecEnv(make(), flatten=True), n_stack=3)
+    assert stacked.reset().shape == (NUM_ENVS, 3 * env.observation_space.shape[0])
+    PPO("MlpPolicy", stacked, n_steps=HORIZON, batch_size=HORIZON * NUM_ENVS, n_epochs=1).learn(1)
+
+
+def test_a_flat_environment_needs_no_keyword_argument():
+    adapter = GenVecEnv(FlattenObservation(make()))
+    assert adapter.reset().shape == (NUM_ENVS, *adapter.observation_space.shape)
 
 
 @pytest.mark.parametrize("made", [True, False], ids=["environment", "id"])

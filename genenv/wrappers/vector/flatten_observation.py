@@ -39,8 +39,8 @@ class FlattenObservation(GenVectorWrapper):
         self._entries = dict(space.items())
         flat = spaces.flatten_space(space)
         assert isinstance(flat, spaces.Box)
-        bounds = (bound.astype(np.float32) for bound in (flat.low, flat.high))
-        self.single_observation_space = spaces.Box(*bounds, dtype=np.float32)
+        low, high = (bound.astype(np.float32) for bound in (flat.low, flat.high))
+        self.single_observation_space = spaces.Box(low, high, dtype=np.float32)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
