@@ -28,7 +28,7 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info
 
 # The stamps: an environment is installed again when what it holds has changed.
-$(VENV)/.all: pyproject.toml constraints.txt
+$(VENV)/.all: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("genenv needs Python >= 3.11, set PYTHON=" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[all]'

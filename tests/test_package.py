@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import site
 import subprocess
 import sys
 import zipfile
@@ -78,17 +79,21 @@ def test_constraints_are_plain_pins():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel of a copy of this checkout, so that nothing is left behind in it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    copy = folder / "checkout"
+def checkout(tmp_path_factory):
+    """A copy of this checkout, so that nothing is left behind in it."""
+    copy = tmp_path_factory.mktemp("copy") / "checkout"
     copy.mkdir()
     for name in ("genenv", "agents", "baselines", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE.md"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE.md"):
         shutil.copy(ROOT / name, copy)
-    python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(copy))
-    (path,) = folder.glob("*.whl")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout):
+    python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(checkout.parent), str(checkout))
+    (path,) = checkout.parent.glob("*.whl")
     return path
 
 
@@ -106,13 +111,31 @@ def test_the_wheel_holds_the_package_and_its_assets_and_nothing_else(wheel):
 
 
 def test_the_unpacked_wheel_makes_environments_outside_the_checkout(wheel, tmp_path):
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
-    environment = os.environ | {"PYTHONPATH": str(site)}
+    folder = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(folder)
+    environment = os.environ | {"PYTHONPATH": str(folder)}
     code = (
         "import genenv, gymnasium; print(genenv.__file__);"
         "gymnasium.make('AdaGen/MaskGIT-v0', reward='none').reset(seed=0)"
     )
-    assert python("-c", code, cwd=tmp_path, env=environment).strip() == str(site / "genenv" / "__init__.py")
+    assert python("-c", code, cwd=tmp_path, env=environment).strip() == str(folder / "genenv" / "__init__.py")
     listed = python("-m", "genenv.cli", "list", cwd=tmp_path, env=environment)
     assert "AdaGen/MaskGIT-v0" in listed
+
+
+def test_an_editable_install_finds_the_agents_and_baselines_from_anywhere(checkout, tmp_path):
+    folder, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code = f"import setuptools.build_meta as backend; backend.build_editable({str(tmp_path)!r})"
+    python("-c", code, cwd=checkout)
+    (path,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(path).extractall(folder)
+    code = (
+        f"import site; site.addsitedir({str(folder)!r})\n"
+        "import agents.adagen, baselines.static\n"
+        "print(agents.adagen.__file__, baselines.static.__file__)"
+    )
+    # without the site module, so that the libraries are found but no other editable install
+    libraries = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *site.getsitepackages()])}
+    found = python("-S", "-c", code, cwd=elsewhere, env=libraries).split()
+    assert found == [str(checkout / "agents" / "adagen.py"), str(checkout / "baselines" / "static.py")]
