@@ -41,17 +41,22 @@ class GenEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Starts an episode; the options are those of `GenVectorEnv.reset`."""
-        super().reset(seed=seed)
+        """Starts an episode; the options are those of `GenVectorEnv.reset`, and a refused call changes nothing."""
         observation, info = self.vector_env.reset(seed=seed, options=options)
+        if seed is not None:
+            super().reset(seed=int(self._inner.rng.seeds[0]))
         return _first(observation), _first(info)
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Takes one decision with an action (A,)."""
-        expected = self.action_space.shape
-        if np.shape(action) != expected:
-            raise ValueError(f"action must have shape {expected}, got {np.shape(action)}")
-        batch = torch.as_tensor(np.asarray(action, np.float32), device=self._inner.device)[None]
+    def step(
+        self, action: np.ndarray | np.integer
+    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Takes one decision with an action of the action space, such as (A,) of a schedule."""
+        action, expected = np.asarray(action), self.action_space.shape
+        if action.shape != expected:
+            raise ValueError(f"action must have shape {expected}, got {action.shape}")
+        if np.issubdtype(self.action_space.dtype, np.floating):
+            action = action.astype(np.float32)
+        batch = torch.as_tensor(action, device=self._inner.device)[None]
         observation, reward, terminated, truncated, info = self.vector_env.step(batch)
         info = {name: value for name, value in info.items() if not name.startswith("_")}
         return (

@@ -90,3 +90,47 @@ def test_gymnasiums_own_vectorisation_gives_the_same_tokens():
             assert np.array_equal(found[name], expected[name].numpy())
         expected, found = ours.step(action)[0], theirs.step(action.numpy())[0]
     theirs.close()
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.array(3), np.uint8(3), torch.tensor(3)])
+def test_a_whole_number_of_any_library_is_a_seed(seed):
+    env = gym.make(ENV_ID, reward="none", observe=EVERYTHING)
+    found, _ = env.reset(seed=seed)
+    drawn = env.unwrapped.np_random.integers(1000)
+    expected, _ = env.reset(seed=3)
+    assert all(np.array_equal(found[name], expected[name]) for name in EVERYTHING)
+    assert env.unwrapped.np_random.integers(1000) == drawn
+
+
+@pytest.mark.parametrize("context", [np.int64(7), np.array(7), np.array([7]), [7], torch.tensor(7)])
+def test_a_context_is_a_whole_number_of_any_library(context):
+    observation, _ = gym.make(ENV_ID, reward="none").reset(seed=0, options={"context": context})
+    assert observation["context"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": 1.5}, r"seed must be a whole number, got 1\.5"),
+        ({"seed": "3"}, "seed must be a whole number, got '3'"),
+        ({"seed": -1}, r"seeds must lie in 0\.\..*, got -1"),
+        ({"seed": 2**63}, r"seeds must lie in 0\.\..*, got 9223372036854775808"),
+        ({"seed": 7, "options": {"context": 99}}, r"context must be .* 0\.\.9, got 99"),
+        ({"seed": 7, "options": {"kontext": 1}}, "reset options must be among 'context'.* got .*kontext"),
+        ({"options": {"context": 2.5}}, r"context must be .*, got 2\.5"),
+    ],
+)
+def test_a_refused_reset_leaves_the_episode_going_on(arguments, message):
+    env, same = (gym.make(ENV_ID, reward="none").unwrapped for _ in range(2))
+    for each in (env, same):
+        each.reset(seed=5)
+        each.step(random_actions()[0])
+    with pytest.raises(ValueError, match=message):
+        env.reset(**arguments)
+    for action in random_actions()[1:]:
+        found, expected = env.step(action), same.step(action)
+        assert all(np.array_equal(found[0][name], expected[0][name]) for name in expected[0])
+    assert np.array_equal(found[-1]["image"], expected[-1]["image"])
+    assert env.np_random.integers(1000) == same.np_random.integers(1000)
+    found, expected = env.reset()[0], same.reset()[0]
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)

@@ -23,8 +23,9 @@ class EMAActionSmoothing(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Starts an episode; its first action is not smoothed."""
+        result = self.env.reset(seed=seed, options=options)
         self._average = None
-        return self.env.reset(seed=seed, options=options)
+        return result
 
     def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict]:
         """Takes a step with the smoothed action (A,)."""

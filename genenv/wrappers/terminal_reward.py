@@ -32,9 +32,10 @@ class TerminalReward(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Starts an episode; with a seed, a reward that remembers earlier images forgets them."""
+        result = self.env.reset(seed=seed, options=options)
         if seed is not None:
             self.reward.reset()
-        return self.env.reset(seed=seed, options=options)
+        return result
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         """Takes a step; `info["reward/<name>"]` holds each component at the end."""

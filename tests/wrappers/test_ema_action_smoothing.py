@@ -31,3 +31,14 @@ def test_a_decay_outside_its_range_is_refused(wrapper, decay):
     make = gym.make if wrapper is EMAActionSmoothing else gym.make_vec
     with pytest.raises(ValueError, match=rf"smoothing must be in \[0, 1\), got {decay}"):
         wrapper(make("AdaGen/MaskGIT-v0", reward="none"), decay)
+
+
+def test_a_refused_reset_leaves_the_average():
+    env, same = (EMAActionSmoothing(gym.make("AdaGen/MaskGIT-v0", reward="none"), 0.6) for _ in range(2))
+    for each in (env, same):
+        each.reset(seed=0)
+        each.step(np.full(4, 0.9, np.float32))
+    with pytest.raises(ValueError, match="got 99"):
+        env.reset(seed=1, options={"context": 99})
+    found, expected = (each.step(np.zeros(4, np.float32))[-1] for each in (env, same))
+    assert found["schedule/mask_ratio"] == expected["schedule/mask_ratio"]

@@ -31,9 +31,10 @@ class TerminalReward(GenVectorWrapper):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Starts the episodes; with a seed, a reward that remembers earlier batches forgets them."""
+        result = self.env.reset(seed=seed, options=options)
         if seed is not None:
             self.reward.reset()
-        return self.env.reset(seed=seed, options=options)
+        return result
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict]:
         """Takes a step; at T the infos of the finished episode hold each component as `reward/<name>` (N,)."""
