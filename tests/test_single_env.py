@@ -2,9 +2,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
+from test_rollout import Choices
 
 import genenv  # noqa: F401
+from genenv.contexts import Contexts
 from genenv.single_env import GenEnv
+from genenv.vector_env import GenVectorEnv
 
 ENV_ID = "AdaGen/MaskGIT-v0"
 EVERYTHING = ["tokens", "features", "step", "context", "prev_action"]
@@ -134,3 +138,15 @@ def test_a_refused_reset_leaves_the_episode_going_on(arguments, message):
     assert env.np_random.integers(1000) == same.np_random.integers(1000)
     found, expected = env.reset()[0], same.reset()[0]
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.array, torch.tensor])
+def test_an_action_may_be_a_token(kind):
+    env = GenEnv(GenVectorEnv(Choices(), Contexts(["a", "b"]), 1, autoreset_mode="Disabled"))
+    check_env(env, skip_render_check=True)
+    env.reset(seed=0)
+    totals = [env.step(kind(token))[0]["total"] for token in (3, 0, 4)]
+    assert totals == [3, 3, 7]
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="actions must be whole numbers"):
+        env.step(1.7)

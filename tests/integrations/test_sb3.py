@@ -9,8 +9,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize
+from test_rollout import Choices
 
+from genenv.contexts import Contexts
 from genenv.integrations.sb3 import GenVecEnv
+from genenv.vector_env import GenVectorEnv
 from genenv.wrappers.vector import EMAActionSmoothing, FlattenObservation, TerminalReward
 
 ENV_ID, NUM_ENVS, HORIZON = "AdaGen/MaskGIT-v0", 6, 4
@@ -270,3 +273,18 @@ def test_without_sb3_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3.common.vec_env", None)
     with pytest.raises(ImportError, match=r"pip install 'genenv\[sb3\]'"):
         importlib.import_module("genenv.integrations.sb3")
+
+
+def test_ppo_learns_which_token_to_choose():
+    env = GenVecEnv(
+        TerminalReward(
+            GenVectorEnv(Choices(), Contexts(["a", "b"]), 8),
+            lambda images, context: 3 * brightness(images, context),
+        )
+    )
+    assert env.action_space == gym.spaces.Discrete(5)
+    env.seed(0)
+    model = PPO("MultiInputPolicy", env, n_steps=3, batch_size=24, learning_rate=0.01, seed=0)
+    first = evaluate_policy(model, env, n_eval_episodes=16)[0]
+    model.learn(24 * 20)
+    assert evaluate_policy(model, env, n_eval_episodes=16)[0] > first

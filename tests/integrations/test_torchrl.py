@@ -7,9 +7,12 @@ import genenv
 pytest.importorskip("torchrl")
 
 from tensordict.nn import TensorDictModule
+from test_rollout import Choices
 from torchrl.envs import GymEnv, GymWrapper, RewardSum, TransformedEnv, check_env_specs
 
+from genenv.contexts import Contexts
 from genenv.integrations.torchrl import GenTorchRLEnv
+from genenv.vector_env import GenVectorEnv
 from genenv.wrappers.vector import FlattenObservation
 
 ENV_ID, NUM_ENVS = "AdaGen/MaskGIT-v0", 5
@@ -90,3 +93,15 @@ def test_torchrl_makes_an_id_by_its_name():
 def test_an_environment_of_another_kind_is_refused(env, message):
     with pytest.raises(ValueError, match=message):
         GenTorchRLEnv(env())
+
+
+@pytest.mark.parametrize("categorical", [False, True])
+def test_actions_may_be_tokens(categorical):
+    env = GenTorchRLEnv(
+        GenVectorEnv(Choices(), Contexts(["a", "b"]), 3, autoreset_mode="Disabled"), categorical
+    )
+    check_env_specs(env)
+    found = env.rollout(3)
+    tokens = found["action"] if categorical else found["action"].long().argmax(-1)
+    totals = found["next", "total"] if categorical else found["next", "total"].long().argmax(-1)
+    assert torch.equal(totals, tokens.cumsum(1))
