@@ -1,0 +1,37 @@
+"""What each metric is called, which way it gets better, and how it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """How a metric is shown.
+
+    Attributes:
+        title: as people write it.
+        better: 1 where more is better, -1 where less is.
+        format: of its value.
+    """
+
+    title: str
+    better: int
+    format: str
+
+
+METRICS: dict[str, Metric] = {
+    "fid": Metric("FID", -1, ".2f"),
+    "kid": Metric("KID", -1, ".4f"),
+    "precision": Metric("precision", 1, ".3f"),
+    "recall": Metric("recall", 1, ".3f"),
+    "density": Metric("density", 1, ".3f"),
+    "coverage": Metric("coverage", 1, ".3f"),
+    "inception_score": Metric("Inception Score", 1, ".2f"),
+    "accuracy": Metric("accuracy", 1, ".1%"),
+    "clip_score": Metric("CLIP score", 1, ".3f"),
+}
+"""Key -> metric, in the order in which they are listed: what `Measurement.metrics` returns, and the CLIP score."""
+
+SUMMARY = ("fid", "precision", "recall", "coverage", "accuracy")
+"""Those of a short table: quality, fidelity and diversity, and whether the label is met."""
