@@ -37,8 +37,7 @@ import genenv
 from agents.checkpointing import MetricsLog, load_checkpoint, save_checkpoint
 from agents.command_line import cell, plain_errors
 from agents.losses import gaussian_log_prob, ppo_policy_loss, standardise
-from genenv.checkpoints import is_released, read_state_dict, torch_device, write_text
-from genenv.data import real_like
+from genenv.checkpoints import read_state_dict, torch_device, write_text
 from genenv.envs import diffusion, flow, maskgit, var
 from genenv.evaluation import Evaluation, Evaluator, first_seed
 from genenv.guard import verdict
@@ -51,6 +50,7 @@ from genenv.rewards.classifier import make as make_classifier_reward
 from genenv.rewards.mixture import Mixture, as_mixture
 from genenv.rollout import run_episode, schedule_actions, static_actor, unwrapped
 from genenv.schedules import ScheduleParam
+from genenv.tiers import tier_of
 from genenv.viz.plots import save_curves, save_samples, save_schedule
 from genenv.viz.report import write_report
 
@@ -231,7 +231,7 @@ class Trainer:
     """Everything of a run that changes while it trains, and nothing else."""
 
     def __init__(self, config: Config):
-        self.config = config
+        self.config, self.tier = config, tier_of(config.backbone)
         self.env = gym.make_vec(
             config.env_id,
             num_envs=config.num_envs,
@@ -364,7 +364,7 @@ class Trainer:
         choice = torch.randperm(len(images), generator=self.generator)[: self.config.discriminator_batch]
         choice = choice.to(images.device)
         fake, labels = images[choice], context[choice]
-        loss = self.adversary.loss(fake, real_like(labels, self.generator), labels)
+        loss = self.adversary.loss(fake, self.tier.real_like(labels, self.generator), labels)
         self.discriminator_optimiser.zero_grad()
         loss.backward()
         self.discriminator_optimiser.step()
@@ -419,7 +419,7 @@ def _make_reward(config: Config, env: gym.vector.VectorEnv, generator: torch.Gen
     """Returns what the policy maximises; its "adversarial" is a new discriminator."""
 
     def adversarial() -> AdversarialReward:
-        if is_released(config.backbone):
+        if tier_of(config.backbone).real_images is None:
             raise ValueError(
                 "a discriminator learns from real images, which agents.adagen has of the digits only, "
                 f"got backbone {config.backbone!r}: use another reward"

@@ -26,12 +26,12 @@ from baselines.common import (
     static_kwargs,
 )
 from genenv.actions import ScheduleActions
-from genenv.checkpoints import load_generator
 from genenv.data import digits
 from genenv.evaluation import first_seed
 from genenv.metrics.frechet import frechet_distance, moments
 from genenv.rng import MAX_SEED, Stream
 from genenv.rollout import schedule_actor
+from genenv.tiers import load_part
 
 Score = Callable[[Tensor], float]
 """The distance of images (N, C, H, W) from the real ones."""
@@ -71,7 +71,7 @@ class RewardFeatureDistance:
     """
 
     def __init__(self, backbone: str):
-        self.network = load_generator("reward_features", backbone)
+        self.network = load_part("reward_features", backbone)
         real = self.network.features(digits()[0])
         self.mean, self.std = real.mean(0), real.std(0)
         self.real = moments((real - self.mean) / self.std)

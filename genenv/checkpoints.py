@@ -1,4 +1,4 @@
-"""Where weights lie, and loading them safely: the shipped networks, and the released checkpoints of others."""
+"""Weight files: reading them safely, writing them whole, and fetching those of others."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.resources import files
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,117 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from genenv.models.digits_classifier import DigitsClassifier
-from genenv.models.digits_discriminator import DigitsDiscriminator
-from genenv.models.digits_msvq import DigitsMSVQ
-from genenv.models.digits_vq import DigitsVQ
-from genenv.models.dit import dit_digits, sit_digits
-from genenv.models.llamagen import llamagen_digits
-from genenv.models.maskgit import maskgit_digits
-from genenv.models.var import var_digits
-from genenv.releases import BACKBONES as RELEASED_BACKBONES
 from genenv.releases import RELEASES, Download
 
-DIGITS_PARTS: dict[str, Callable[[], nn.Module]] = {
-    "vq": DigitsVQ,
-    "maskgit": maskgit_digits,
-    "msvq": DigitsMSVQ,
-    "var": var_digits,
-    "llamagen": llamagen_digits,
-    "dit": dit_digits,
-    "sit": sit_digits,
-    "discriminator": DigitsDiscriminator,
-    "judge": lambda: DigitsClassifier(width=32),
-    "reward_features": lambda: DigitsClassifier(width=24),
-}
-"""Networks of the digits tier, each in `<part>.safetensors`."""
-
-FOLDER_PARTS = ("clip", "hpsv2")
-"""Networks of the digits tier in a folder of the format that transformers or open_clip reads."""
-
-LICENCE = "MIT; trained on the UCI handwritten digits, CC BY 4.0"
-"""Of the digits tier."""
-
-BACKBONES = ("digits", *RELEASED_BACKBONES)
-"""Names of the generators."""
-
 MANIFEST = "manifest.json"
-ZOO_REMEDY = "reinstall genenv, or rebuild the folder with `genenv zoo build digits --out FOLDER`"
-RANDOM = "random:"
-"""Before the name of a released backbone: its networks with random weights, to measure speed without a download."""
+ZOO_REMEDY = "reinstall genenv, or rebuild the folder with `genenv zoo build`"
 NESTED = ("ema", "model", "module", "state_dict")
 """Keys under which training scripts keep the weights, the averaged ones first."""
 
 
 class CheckpointError(ValueError):
     """A weight file is missing, damaged or not the expected one."""
-
-
-def is_released(backbone: str) -> bool:
-    """Returns whether a backbone is a released generator, rather than networks of the zoo."""
-    return backbone.removeprefix(RANDOM) in RELEASED_BACKBONES
-
-
-def backbones_with(parts: Sequence[str]) -> list[str]:
-    """Returns the named backbones that have all these parts."""
-    have = {"digits": DIGITS_PARTS, **RELEASED_BACKBONES}
-    return [name for name in BACKBONES if set(parts) <= set(have[name])]
-
-
-def licences(backbone: str) -> dict[str, str]:
-    """Returns {file: licence} of a named backbone's weights."""
-    if backbone == "digits":
-        return {"*.safetensors, clip, hpsv2": LICENCE}
-    return {RELEASES[name].file: RELEASES[name].licence for name in RELEASED_BACKBONES[backbone].values()}
-
-
-def backbone_folder(backbone: str) -> Path:
-    """Returns the folder of digits networks: the shipped one, or a folder that `genenv zoo build` wrote."""
-    if backbone == "digits":
-        return Path(str(files("genenv") / "assets" / backbone))
-    if os.sep in backbone or Path(backbone).is_dir():
-        folder = Path(backbone).expanduser()
-        if not (folder / MANIFEST).is_file():
-            raise CheckpointError(
-                f"backbone {backbone!r} is not a folder with a {MANIFEST}; make one with "
-                f"`genenv zoo build digits --out {backbone}`"
-            )
-        return folder
-    raise ValueError(
-        f"backbone must be 'digits', another name that `genenv list` shows, or a folder of the zoo, got {backbone!r}"
-    )
-
-
-def load_generator(part: str, backbone: str) -> Any:
-    """Returns a network of a backbone in eval mode, without gradients.
-
-    Args:
-        part: the network's name, such as "maskgit", "vq" or "judge".
-        backbone: a backbone's name, or a folder of the zoo.
-
-    Raises:
-        ValueError: if there is no such backbone, or it has no such part.
-        CheckpointError: if its file is missing, damaged or another one.
-    """
-    if is_released(backbone):
-        parts = RELEASED_BACKBONES[backbone.removeprefix(RANDOM)]
-        _check_part(part, backbone, parts)
-        if backbone.startswith(RANDOM):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                return RELEASES[parts[part]].build().eval().requires_grad_(False)
-        return load_release(parts[part])
-    folder = backbone_folder(backbone)
-    _check_part(part, backbone, DIGITS_PARTS)
-    model = DIGITS_PARTS[part]()
-    path = folder / f"{part}.safetensors"
-    load_state(model, load_tensors(path), path)
-    return model.eval().requires_grad_(False)
-
-
-def _check_part(part: str, backbone: str, parts: Iterable[str]) -> None:
-    if part not in parts:
-        raise ValueError(f"backbone {backbone!r} has no {part!r}; it has {', '.join(parts)}")
 
 
 def load_release(name: str, local_files_only: bool = False) -> Any:
@@ -153,15 +51,28 @@ def checkpoint_folder() -> Path:
 
 
 def locate(release: Download, local_files_only: bool = False) -> Path:
-    """Returns the path of a released file: in `checkpoint_folder`, or downloaded there where that can be done."""
+    """Returns the path of a file of others: in `checkpoint_folder`, or downloaded there where that can be done.
+
+    What Hugging Face hosts is fetched by huggingface_hub: a broken connection goes on where it was, `hf auth login`
+    opens gated repositories, HF_ENDPOINT names a mirror.
+
+    Raises:
+        CheckpointError: if it is missing and cannot be downloaded.
+        ImportError: if huggingface_hub is needed and missing.
+    """
     path = checkpoint_folder() / release.file
     if path.is_file():
         return path
     remedy = f"download it from {release.page} and put it at {path} (or set GENENV_HOME to its folder)"
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    if local_files_only or offline or release.url is None:
-        reason = "it cannot be fetched automatically" if release.url is None else "downloads are switched off"
-        raise CheckpointError(f"{release.file} is missing and {reason}: {remedy}")
+    if release.repo is None and release.url is None:
+        raise CheckpointError(f"{release.file} is missing and it cannot be fetched automatically: {remedy}")
+    if local_files_only or offline:
+        raise CheckpointError(f"{release.file} is missing and downloads are switched off: {remedy}")
+    if release.repo is not None:
+        _from_hub(release, path, remedy)
+        return path
+    assert release.url is not None
     try:
         with replacing(path) as partial:
             torch.hub.download_url_to_file(release.url, str(partial))
@@ -170,20 +81,46 @@ def locate(release: Download, local_files_only: bool = False) -> Path:
     return path
 
 
-def locate_published(release: Download, hash_prefix: str) -> tuple[Path, str]:
-    """Returns the path and sha256 of a file whose name publishes how its hash begins, in torch hub's cache or ours.
+def _from_hub(release: Download, path: Path, remedy: str) -> None:
+    """Downloads a file of a Hugging Face repository to a path that ends in its name there."""
+    assert release.repo is not None
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import GatedRepoError
+    except ImportError:
+        raise ImportError(
+            f"{release.file} is missing, and a download needs huggingface_hub: pip install 'genenv[hub]', or {remedy}"
+        ) from None
+    try:
+        huggingface_hub.hf_hub_download(
+            release.repo, path.name, revision=release.revision, local_dir=path.parent
+        )
+    except GatedRepoError:
+        raise CheckpointError(
+            f"{release.file} is in a gated repository: accept its terms on {release.page} and log in with "
+            f"`hf auth login`, or {remedy}"
+        ) from None
+    except Exception as error:  # the library and its HTTP client have many types
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{release.file} could not be downloaded ({type(error).__name__} {reason}): {remedy}"
+        ) from None
+
+
+def locate_published(release: Download) -> tuple[Path, str]:
+    """Returns the path and sha256 of a file whose hash is published, in torch hub's cache or ours.
 
     Raises:
         CheckpointError: if it is missing and cannot be downloaded, or its hash begins otherwise.
     """
-    cached = (
-        Path(torch.hub.get_dir()) / "checkpoints" / release.file
-    )  # where torchvision and torch-fidelity keep them
+    # where torchvision and torch-fidelity keep them
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / release.file
     path = cached if cached.is_file() else locate(release)
     digest = sha256(path)
-    if not digest.startswith(hash_prefix):
+    if not digest.startswith(release.sha256):
         raise CheckpointError(
-            f"{path} has sha256 {digest}, but it must begin with {hash_prefix}; download it again from {release.page}"
+            f"{path} has sha256 {digest}, but it must begin with {release.sha256}; "
+            f"download it again from {release.page}"
         )
     return path, digest
 
@@ -195,7 +132,7 @@ def check_recorded(path: Path) -> tuple[str, Callable[[], None]]:
         The hash, and what records that of a file that is new, to be called once it has proved to be the right one.
     """
     record = path.parent / "recorded_sha256.json"
-    known = json.loads(record.read_text()) if record.is_file() else {}
+    known = read_json(record) if record.is_file() else {}
     found = sha256(path)
     if known.get(path.name, found) != found:
         raise CheckpointError(
@@ -253,58 +190,42 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a safetensors file after comparing its hash with the folder's manifest.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, or differs from the manifest.
+        CheckpointError: if the file is missing, damaged, not in the manifest, or differs from it.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; {ZOO_REMEDY}")
     manifest = path.parent / MANIFEST
-    expected = json.loads(manifest.read_text()).get(path.name) if manifest.is_file() else None
-    found = sha256(path)
-    if expected is not None and found != expected:
-        raise CheckpointError(f"{path} has sha256 {found}, expected {expected}; {ZOO_REMEDY}")
+    if manifest.is_file():
+        expected, found = read_json(manifest).get(path.name), sha256(path)
+        if expected is None:
+            raise CheckpointError(f"{path} is not in {manifest}; {ZOO_REMEDY}")
+        if found != expected:
+            raise CheckpointError(f"{path} has sha256 {found}, expected {expected}; {ZOO_REMEDY}")
     try:
         return load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); {ZOO_REMEDY}") from None
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object of a JSON file.
+
+    Raises:
+        CheckpointError: if it is not JSON, or no object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(found).__name__}")
+    return found
+
+
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Writes a safetensors file under a temporary name and renames it."""
     with replacing(path) as partial:
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
-
-
-def checked_folder(backbone: str, part: str) -> Path:
-    """Returns the folder of a part of the zoo that another library reads, after comparing it with the manifest.
-
-    Raises:
-        CheckpointError: if a file is missing, damaged or not in the manifest.
-    """
-    zoo = backbone_folder(backbone)
-    known = json.loads((zoo / MANIFEST).read_text())
-    expected = {name: digest for name, digest in known.items() if name.startswith(f"{part}/")}
-    if not expected:
-        raise CheckpointError(f"{zoo / part} is not in {zoo / MANIFEST}; {ZOO_REMEDY}")
-    for name, path in _files(zoo / part, zoo):
-        if expected.get(name) != sha256(path):
-            raise CheckpointError(f"{path} is not the file that {zoo / MANIFEST} names; {ZOO_REMEDY}")
-        del expected[name]
-    if expected:
-        raise CheckpointError(f"{zoo / next(iter(expected))} is missing; {ZOO_REMEDY}")
-    return zoo / part
-
-
-def _files(folder: Path, root: Path) -> list[tuple[str, Path]]:
-    """Returns (name, path) of every file below a folder, named from `root`."""
-    return [(p.relative_to(root).as_posix(), p) for p in sorted(folder.rglob("*")) if p.is_file()]
-
-
-def write_manifest(folder: Path) -> None:
-    """Records the sha256 of every weight file of a folder, and of every file in the folders of `FOLDER_PARTS`."""
-    weights = [(p.name, p) for p in sorted(folder.glob("*.safetensors"))]
-    inner = [pair for part in FOLDER_PARTS for pair in _files(folder / part, folder)]
-    hashes = {name: sha256(path) for name, path in weights + inner}
-    write_text(folder / MANIFEST, json.dumps(hashes, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -114,10 +114,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from genenv.checkpoints import backbones_with, licences
     from genenv.registration import defaults
     from genenv.rewards import REWARDS
     from genenv.rollout import schedule_actions, unwrapped
+    from genenv.tiers import backbones_with, licences
 
     for env_id in genenv.env_ids():
         inner = unwrapped(gym.make_vec(env_id, num_envs=1, reward="none"))

@@ -22,12 +22,23 @@ def digits() -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(labels).long()
 
 
-def real_like(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns one random real digit (N, 1, 8, 8) of each label (N,), on the labels' device."""
-    images, classes = digits()
-    order = classes.argsort(stable=True)
-    counts = classes.bincount()
-    starts = counts.cumsum(0) - counts
+def real_like(real: tuple[Tensor, Tensor], labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns one random real image (N, C, H, W) of each label (N,), on the labels' device.
+
+    Args:
+        real: images (M, C, H, W) and their labels (M,), on the CPU, at least one of each wanted label.
+        labels: what is wanted.
+        generator: draws, on the CPU.
+
+    Raises:
+        ValueError: if a wanted label has no image.
+    """
+    images, classes = real
     wanted = labels.cpu()
+    order = classes.argsort(stable=True)
+    counts = classes.bincount(minlength=int(wanted.max()) + 1 if len(wanted) else 0)
+    if not counts[wanted].all():
+        raise ValueError(f"there is no real image of label {wanted[counts[wanted] == 0][0].item()}")
+    starts = counts.cumsum(0) - counts
     within = (torch.rand(len(wanted), generator=generator) * counts[wanted]).long()
     return images[order[starts[wanted] + within]].to(labels.device)

@@ -20,6 +20,7 @@ from genenv.contexts import Contexts
 from genenv.protocols import Sampler
 from genenv.rewards import make_reward
 from genenv.single_env import GenEnv
+from genenv.tiers import tier_of
 from genenv.vector_env import GenVectorEnv
 from genenv.viz.frames import draw_frame, show_frames
 from genenv.wrappers.vector import EMAActionSmoothing, TerminalReward
@@ -109,7 +110,8 @@ def _checked(make: Callable[..., VectorEnv]) -> Callable[..., VectorEnv]:
 
 def context_names(backbone: str, number: int) -> tuple[str, ...]:
     """Returns the names of what a backbone can show; numbers where its tier does not name as many."""
-    return tuple(str(i) for i in range(number))
+    names = tier_of(backbone).class_names
+    return tuple(names) if len(names) == number else tuple(str(i) for i in range(number))
 
 
 @_checked

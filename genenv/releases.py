@@ -1,4 +1,4 @@
-"""The released checkpoints of others: what each file is, where it comes from, and the network that it fits."""
+"""The files of others: what each is, its licence, where it comes from, and the network that it fits."""
 
 from __future__ import annotations
 
@@ -25,16 +25,22 @@ class Download:
     """One file of others.
 
     Attributes:
-        file: its name.
+        file: its name, in `genenv.checkpoints.checkpoint_folder`.
         page: where people find it.
         licence: of what it holds, as far as its authors state it.
-        url: for an automatic download; None where the host wants a browser.
+        url: for an automatic download from anywhere but Hugging Face; None where the host wants a browser.
+        repo: on Hugging Face, which holds the file at its top.
+        revision: of the repository: a branch, a tag or a commit.
+        sha256: how the file's hash begins, where it is published.
     """
 
     file: str
     page: str
     licence: str
     url: str | None = None
+    repo: str | None = None
+    revision: str = "main"
+    sha256: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +55,7 @@ class Release(Download):
 
 
 def _hugging_face(repo: str, file: str, build: Callable[[], nn.Module], licence: str) -> Release:
-    page = f"https://huggingface.co/{repo}"
-    return Release(file, page, licence, url=f"{page}/resolve/main/{file}", build=build)
+    return Release(file, f"https://huggingface.co/{repo}", licence, repo=repo, build=build)
 
 
 def _google_drive(key: str, file: str, build: Callable[[], nn.Module], licence: str) -> Release:
@@ -127,6 +132,53 @@ RELEASES: dict[str, Release] = {
 }
 """Checkpoint -> its release. Their sha256 and revisions are not known here: the first file that loads is recorded, and
 kept to."""
+
+
+def _adm(pixels: int, file: str) -> Download:
+    host = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
+    page = "https://github.com/openai/guided-diffusion/tree/main/evaluations"
+    return Download(file, page, "ImageNet's terms of access", f"{host}/{pixels}/{file}")
+
+
+def _of_repository(repo: str, licence: str, *files: str) -> dict[str, Download]:
+    """Returns {local name: file} of some files of a Hugging Face repository, in a folder of their own."""
+    page, folder = f"https://huggingface.co/{repo}", repo.split("/")[1]
+    names = [f"{folder}/{file}" for file in files]
+    return {name: Download(name, page, licence, repo=repo) for name in names}
+
+
+_FIDELITY = "https://github.com/toshas/torch-fidelity/releases"
+_INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+_TORCHVISION = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
+_HPSV2 = "https://huggingface.co/xswu/HPSv2"
+CLIP_WEIGHTS = ("config.json", "model.safetensors")
+CLIP_PROCESSOR = ("preprocessor_config.json", "tokenizer.json")
+
+DOWNLOADS: dict[str, Download] = {
+    **RELEASES,
+    "inception-fid": Download(
+        _INCEPTION,
+        f"{_FIDELITY}/tag/v0.2.0",
+        "Apache-2.0 (Inception of TensorFlow, by torch-fidelity)",
+        f"{_FIDELITY}/download/v0.2.0/{_INCEPTION}",
+        sha256="6726825d",
+    ),
+    "inception-torchvision": Download(
+        "inception_v3_google-0cc3c7bd.pth",
+        _TORCHVISION,
+        "BSD-3-Clause (torchvision)",
+        _TORCHVISION,
+        sha256="0cc3c7bd",
+    ),
+    "adm-imagenet-256": _adm(256, "VIRTUAL_imagenet256_labeled.npz"),
+    "adm-imagenet-512": _adm(512, "VIRTUAL_imagenet512.npz"),
+    "hpsv2.1": Download("HPS_v2.1_compressed.pt", _HPSV2, "Apache-2.0 (HPSv2)", repo="xswu/HPSv2"),
+    "hpsv2.0": Download("HPS_v2_compressed.pt", _HPSV2, "Apache-2.0 (HPSv2)", repo="xswu/HPSv2"),
+    **_of_repository("openai/clip-vit-large-patch14", "MIT (CLIP)", *CLIP_WEIGHTS, *CLIP_PROCESSOR),
+    **_of_repository("yuvalkirstain/PickScore_v1", "MIT (PickScore)", *CLIP_WEIGHTS),
+    **_of_repository("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "MIT (OpenCLIP)", *CLIP_PROCESSOR),
+}
+"""Name -> file of others: the networks of `RELEASES`, those that judge, and what real images look like to them."""
 
 BACKBONES: dict[str, dict[str, str]] = {
     "imagenet256-maskgit-l": {"maskgit": "MaskGIT-L", "vq": "vqgan_jax_strongaug"},

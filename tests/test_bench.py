@@ -6,22 +6,22 @@ import pytest
 import torch
 
 from genenv import bench
-from genenv.checkpoints import DIGITS_PARTS
 from genenv.rollout import run_episode, static_actor, unwrapped
+from genenv.tiers.digits import DIGITS
 
 MASKGIT = "AdaGen/MaskGIT-v0"
 
 
 def random_network(part, backbone):
     torch.manual_seed(0)
-    return DIGITS_PARTS[part]().eval().requires_grad_(False)
+    return DIGITS.parts[part]().eval().requires_grad_(False)
 
 
 @pytest.fixture
 def make(monkeypatch):
     """Returns what makes an environment of random networks of the digits' size."""
     for module in ("maskgit", "var", "raster_ar", "ode"):
-        monkeypatch.setattr(f"genenv.envs.{module}.load_generator", random_network)
+        monkeypatch.setattr(f"genenv.envs.{module}.load_part", random_network)
     return lambda env_id: gym.make_vec(env_id, num_envs=3, reward="none")
 
 

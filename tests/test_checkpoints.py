@@ -10,15 +10,14 @@ from genenv import checkpoints
 from genenv.checkpoints import (
     MANIFEST,
     CheckpointError,
-    backbone_folder,
-    load_generator,
     load_tensors,
     save_tensors,
     sha256,
     torch_device,
-    write_manifest,
     write_text,
 )
+from genenv.tiers import backbone_folder, load_part, write_manifest
+from genenv.tiers.digits import DIGITS
 
 
 @pytest.fixture
@@ -38,9 +37,9 @@ def test_a_folder_of_the_zoo_is_a_backbone(zoo):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-@pytest.mark.parametrize("part", checkpoints.DIGITS_PARTS)
+@pytest.mark.parametrize("part", DIGITS.parts)
 def test_a_loaded_network_is_frozen(part):
-    model = load_generator(part, "digits")
+    model = load_part(part, "digits")
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -89,19 +88,21 @@ def test_tensors_of_another_network_are_refused(zoo, change):
     write_manifest(zoo)
     blamed = "other" if change == "surplus" else name
     with pytest.raises(CheckpointError, match=rf"(?s)vq\.safetensors does not fit DigitsVQ: .*{blamed}"):
-        load_generator("vq", str(zoo))
+        load_part("vq", str(zoo))
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"is not a folder with a manifest\.json; make one with `genenv zoo build"
     ):
-        load_generator("vq", str(tmp_path))
+        load_part("vq", str(tmp_path))
 
 
 def test_a_network_that_a_backbone_has_not_is_refused():
-    with pytest.raises(ValueError, match="backbone 'digits' has no 'vae'; it has vq, maskgit, "):
-        load_generator("vae", "digits")
+    with pytest.raises(
+        ValueError, match="backbone 'digits' of the tier 'digits' has no 'vae'; it has vq, maskgit, "
+    ):
+        load_part("vae", "digits")
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@ import pytest
 import torch
 
 import genenv
-from genenv.checkpoints import DIGITS_PARTS
 from genenv.closed_loop import closed_loop, hand_crafted_params
 from genenv.envs.ode import ODESampler
 from genenv.envs.var import VARSampler
 from genenv.rng import BatchRng
 from genenv.rollout import run_episode, static_actor, unwrapped
+from genenv.tiers.digits import DIGITS
 
 N = 3
 SETTINGS = [
@@ -21,7 +21,7 @@ SETTINGS = [
 
 def random_network(part, backbone):
     torch.manual_seed(len(part))
-    network = DIGITS_PARTS[part]()
+    network = DIGITS.parts[part]()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.08)
     return network.eval().requires_grad_(False)
@@ -31,7 +31,7 @@ def random_network(part, backbone):
 def make(monkeypatch):
     """Returns what makes N environments of random networks of the digits' size."""
     for module in ("maskgit", "var", "raster_ar", "ode"):
-        monkeypatch.setattr(f"genenv.envs.{module}.load_generator", random_network)
+        monkeypatch.setattr(f"genenv.envs.{module}.load_part", random_network)
     return lambda env_id, **kwargs: gym.make_vec(env_id, num_envs=N, reward="none", **kwargs)
 
 

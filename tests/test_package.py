@@ -10,15 +10,9 @@ from pathlib import Path
 import pytest
 
 import genenv
-from genenv.checkpoints import (
-    BACKBONES,
-    DIGITS_PARTS,
-    FOLDER_PARTS,
-    MANIFEST,
-    backbone_folder,
-    licences,
-    sha256,
-)
+from genenv.checkpoints import MANIFEST, sha256
+from genenv.tiers import backbone_folder, licences, tiers
+from genenv.tiers.digits import DIGITS
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,16 +44,17 @@ def test_making_an_environment_loads_no_optional_library():
 
 def test_the_shipped_weights_are_small_licensed_and_those_of_the_manifest():
     folder = backbone_folder("digits")
-    inner = [path for part in FOLDER_PARTS for path in (folder / part).iterdir()]
+    inner = [path for part in DIGITS.folder_parts for path in (folder / part).iterdir()]
     files = {path.relative_to(folder).as_posix(): path for path in [*folder.glob("*.safetensors"), *inner]}
-    assert {f"{part}.safetensors" for part in DIGITS_PARTS} <= set(files)
+    assert {f"{part}.safetensors" for part in DIGITS.parts} <= set(files)
     assert {"clip/model.safetensors", "hpsv2/hpsv2.pt"} <= set(files)
-    assert json.loads((folder / MANIFEST).read_text()) == {name: sha256(path) for name, path in files.items()}
+    hashes = {name: sha256(path) for name, path in files.items()}
+    assert json.loads((folder / MANIFEST).read_text()) == {"tier": "digits"} | hashes
     assert max(path.stat().st_size for path in files.values()) < 4_000_000
     assert (folder / "CARD.md").is_file()
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [name for tier in tiers().values() for name in tier.backbones])
 def test_the_weights_of_every_backbone_have_a_licence(backbone):
     assert all(licences(backbone).values())
 
@@ -104,7 +99,7 @@ def test_the_wheel_holds_the_package_and_its_assets_and_nothing_else(wheel):
     wanted = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "genenv").rglob("*")
-        if path.suffix in (".py", ".safetensors", ".json", ".md") or path.name == "py.typed"
+        if path.suffix in (".py", ".safetensors", ".json", ".md", ".txt") or path.name == "py.typed"
     }
     assert wanted <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)

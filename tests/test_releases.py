@@ -1,5 +1,8 @@
 import argparse
 import dataclasses
+import http.server
+import sys
+import threading
 from pathlib import Path
 
 import gymnasium as gym
@@ -8,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from agents.adagen import RELEASED_POLICIES, load_official_policy
-from genenv import checkpoints
-from genenv.checkpoints import CheckpointError, load_generator, load_release, read_state_dict
+from genenv.checkpoints import CheckpointError, load_release, read_state_dict
 from genenv.models.maskgit import MaskGITTransformer
 from genenv.models.maskgit_vqgan import MaskGITVQGAN
 from genenv.models.policy import PolicyBackbone
 from genenv.releases import BACKBONES, RELEASES
 from genenv.rollout import run_episode
+from genenv.tiers import backbones_with, load_part
 
 GRID, CODES, DIM = 16, 32, 16
 
@@ -41,8 +44,14 @@ def network(name="MaskGIT-L", seed=0):
     return RELEASES[name].build()
 
 
-def forbid_download(url, path):
-    raise AssertionError(f"{url} must not be fetched")
+def forbid(monkeypatch):
+    """Makes every download a failure of the test."""
+
+    def fetch(*what, **_):
+        raise AssertionError(f"{what} must not be fetched")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
 
 
 def test_every_part_of_a_backbone_is_a_release():
@@ -123,7 +132,7 @@ def test_a_file_of_another_network_is_refused(home):
 
 
 def test_a_file_that_changes_after_its_first_use_is_refused(home, monkeypatch):
-    monkeypatch.setattr(torch.hub, "download_url_to_file", forbid_download)
+    forbid(monkeypatch)
     path = home / RELEASES["MaskGIT-L"].file
     torch.save(network().state_dict(), path)
     load_release("MaskGIT-L")
@@ -142,37 +151,123 @@ def test_a_bad_file_can_be_replaced(home):
     load_release("MaskGIT-L")
 
 
-def test_a_missing_file_is_downloaded_once(home, monkeypatch):
-    urls = []
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers as Hugging Face does, with one file, and remembers what it was asked for.
 
-    def download(url, path):
-        urls.append(url)
-        torch.save(network().state_dict(), path)
+    Where `cut` is set, the connection breaks after so many bytes of the first answer.
+    """
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    content, gated, asked, cut = b"", False, [], None
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def do_GET(self, body=True):
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        if not self.path.startswith("/api/"):
+            self.asked.append((self.command, self.path, start))
+        if self.gated:
+            self.send_response(403)
+            self.send_header("X-Error-Code", "GatedRepo")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        data = self.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", '"abc"')
+        self.send_header("X-Repo-Commit", 40 * "0")
+        self.send_header("Content-Length", str(len(data)))
+        if start:
+            whole = len(self.content)
+            self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+        self.end_headers()
+        if body:
+            self.wfile.write(data[: None if start else self.cut])
+            self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(home, monkeypatch):
+    """A local hub with the weights of MaskGIT-L."""
+    constants = pytest.importorskip("huggingface_hub").constants
+    torch.save(network().state_dict(), home / "source")
+    content = (home / "source").read_bytes()
+    (home / "source").unlink()
+    kind = type("LocalHub", (Hub,), {"content": content, "asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + template)
+    yield kind
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("revision", ["main", "v1"])
+def test_a_missing_file_is_downloaded_once_at_its_revision(hub, monkeypatch, revision):
+    monkeypatch.setitem(RELEASES, "MaskGIT-L", dataclasses.replace(RELEASES["MaskGIT-L"], revision=revision))
     first, second = load_release("MaskGIT-L"), load_release("MaskGIT-L")
-    assert urls == ["https://huggingface.co/nzl-thu/MaskGIT-L/resolve/main/MaskGIT-L.pth"]
+    path = f"/nzl-thu/MaskGIT-L/resolve/{revision}/MaskGIT-L.pth"
+    assert [asked for asked in hub.asked if asked[0] == "GET"] == [("GET", path, 0)]
     assert torch.equal(first.mlm_layer.bias, second.mlm_layer.bias)
 
 
-def test_a_failed_download_leaves_nothing_and_says_what_to_put_where(home, monkeypatch):
-    def fail(url, path):
-        Path(path).write_bytes(b"half")
-        raise OSError("no route")
+def test_a_broken_connection_goes_on_where_it_was(hub, home, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 500)
+    hub.cut = 1000
+    load_release("MaskGIT-L")
+    assert [start for command, _, start in hub.asked if command == "GET"] == [0, 1000]
+    assert (home / "MaskGIT-L.pth").read_bytes() == hub.content
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+
+def test_a_gated_repository_says_how_to_get_in(hub, home):
+    hub.gated = True
+    with pytest.raises(
+        CheckpointError, match=r"in a gated repository: accept its terms on https://huggingface.co/nzl-thu"
+    ):
+        load_release("MaskGIT-L")
+    assert not (home / "MaskGIT-L.pth").exists()
+
+
+def test_a_failed_download_leaves_nothing_and_says_what_to_put_where(home, monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     where = home / "MaskGIT-L.pth"
     with pytest.raises(
-        CheckpointError, match=r"could not be downloaded \(no route\): download it from"
+        CheckpointError, match=r"could not be downloaded \(ConnectionError no route\): download it from"
     ) as error:
         load_release("MaskGIT-L")
     assert f"https://huggingface.co/nzl-thu/MaskGIT-L and put it at {where}" in str(error.value)
     assert list(home.iterdir()) == []
 
 
+def test_a_failed_download_from_elsewhere_leaves_nothing_either(home, monkeypatch):
+    def fail(url, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(CheckpointError, match=r"could not be downloaded .*no route.*: download it from"):
+        load_release("DiT-XL-2-256x256")
+    assert list(home.iterdir()) == []
+
+
+def test_without_the_hub_s_library_the_remedy_is_named(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"pip install 'genenv\[hub\]'.*put it at .*MaskGIT-L\.pth"):
+        load_release("MaskGIT-L")
+
+
 @pytest.mark.parametrize("how", ["argument", "environment"])
 def test_nothing_is_downloaded_offline(home, monkeypatch, how):
-    monkeypatch.setattr(torch.hub, "download_url_to_file", forbid_download)
+    forbid(monkeypatch)
     if how == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="is missing and downloads are switched off: download it from"):
@@ -180,7 +275,7 @@ def test_nothing_is_downloaded_offline(home, monkeypatch, how):
 
 
 def test_a_file_that_a_browser_must_fetch_is_named(home, monkeypatch):
-    monkeypatch.setattr(torch.hub, "download_url_to_file", forbid_download)
+    forbid(monkeypatch)
     with pytest.raises(
         CheckpointError, match="cannot be fetched automatically: download it from https://drive"
     ):
@@ -197,8 +292,8 @@ def test_a_released_backbone_makes_an_environment(home):
 
 
 def test_random_weights_need_no_file_and_are_always_the_same(home, monkeypatch):
-    monkeypatch.setattr(torch.hub, "download_url_to_file", forbid_download)
-    first, second = (load_generator("maskgit", "random:imagenet256-maskgit-l") for _ in range(2))
+    forbid(monkeypatch)
+    first, second = (load_part("maskgit", "random:imagenet256-maskgit-l") for _ in range(2))
     assert torch.equal(first.mid_block.mlp.fc1.weight, second.mid_block.mlp.fc1.weight)
     env = gym.make("AdaGen/MaskGIT-v0", backbone="random:imagenet256-maskgit-l", num_steps=1)
     env.reset(seed=0)
@@ -245,4 +340,4 @@ def test_a_release_is_frozen(home):
 
 
 def test_no_shipped_name_is_a_released_one():
-    assert checkpoints.backbones_with(["maskgit", "vq"]) == ["digits", "imagenet256-maskgit-l"]
+    assert backbones_with(["maskgit", "vq"]) == ["digits", "imagenet256-maskgit-l"]

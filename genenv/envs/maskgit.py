@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from genenv.actions import Schedule, ScheduleActions
-from genenv.checkpoints import load_generator
 from genenv.conditions import Condition, Labels
 from genenv.fields import Field, feature_field, shown_features
 from genenv.protocols import Context, Observation
@@ -25,6 +24,7 @@ from genenv.schedules import (
     linear_rise,
     setting,
 )
+from genenv.tiers import load_part
 
 PARTS = ("maskgit", "vq")
 """Networks of a backbone."""
@@ -252,8 +252,8 @@ def make_sampler(
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     params = schedule(num_steps, guidance_weight, mask_temperature, token_temperature)
-    transformer = load_generator("maskgit", backbone).to(device, dtype)
-    tokenizer = load_generator("vq", backbone).to(device)
+    transformer = load_part("maskgit", backbone).to(device, dtype)
+    tokenizer = load_part("vq", backbone).to(device)
     side = transformer.grid_size * tokenizer.downsampling
     return MaskGITSampler(
         torch.compile(transformer) if compile else transformer,

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from genenv.actions import Schedule, ScheduleActions
-from genenv.checkpoints import is_released, load_generator
 from genenv.conditions import Condition, Labels, both
 from genenv.fields import feature_field, latent_field, limit_latents, shown_features
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, Purpose
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, setting
 from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, NoisePath, Solver
+from genenv.tiers import load_part, parts_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,11 +277,11 @@ def make_ode_sampler(
             f"num_steps must be at most {room * SOLVERS[solver].per_decision} for solver {solver!r}: "
             f"each decision moves the time by at least {MIN_STEP}"
         )
-    transformer = load_generator(part, backbone).to(device, dtype)
+    transformer = load_part(part, backbone).to(device, dtype)
     channels, side, _ = transformer.latent_shape
     decoder, image_shape, guided_channels = pixels, transformer.latent_shape, channels
-    if is_released(backbone):
-        autoencoder = load_generator("vae", backbone).to(device)
+    if "vae" in parts_of(backbone):
+        autoencoder = load_part("vae", backbone).to(device)
         side *= autoencoder.downsampling
         decoder, image_shape = autoencoder.decode, (autoencoder.image_channels, side, side)
         guided_channels = 3  # of 4, as the released code does

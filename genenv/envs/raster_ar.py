@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genenv.actions import Schedule, ScheduleActions
-from genenv.checkpoints import load_generator
 from genenv.conditions import Condition, Labels, both
 from genenv.fields import Field, feature_field, shown_features
 from genenv.filters import keep_top_k, keep_top_p
@@ -18,6 +17,7 @@ from genenv.models.kv_cache import KVCache
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, scaled_unit, setting
+from genenv.tiers import load_part
 
 PARTS = ("llamagen", "vq")
 """Networks of a backbone."""
@@ -282,8 +282,8 @@ def make_sampler(
     token_temperature: float | None = None,
 ) -> RasterSampler:
     """Returns the raster sampler of a named backbone; for the last four settings see `schedule`."""
-    transformer = load_generator("llamagen", backbone).to(device, dtype)
-    tokenizer = load_generator("vq", backbone).to(device)
+    transformer = load_part("llamagen", backbone).to(device, dtype)
+    tokenizer = load_part("vq", backbone).to(device)
     grid_size, codebook_size = transformer.grid_size, transformer.codebook_size
     horizon = num_decisions(grid_size, num_steps, tokens_per_decision)
     side = grid_size * tokenizer.downsampling

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genenv.actions import Schedule, ScheduleActions
-from genenv.checkpoints import load_generator
 from genenv.conditions import Condition, Labels, both
 from genenv.fields import feature_field, latent_field, limit_latents, shown_features
 from genenv.filters import keep_top_k, keep_top_p
@@ -21,6 +20,7 @@ from genenv.models.var_vqvae import VARVQVAE
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, scaled_unit, setting
+from genenv.tiers import load_part
 
 PARTS = ("var", "msvq")
 """Networks of a backbone."""
@@ -295,8 +295,8 @@ def make_sampler(
 
     Guidance is by default the backbone's own. For the other settings see `schedule` and `VARSampler`.
     """
-    transformer = load_generator("var", backbone).to(device, dtype)
-    tokenizer = load_generator("msvq", backbone).to(device)
+    transformer = load_part("var", backbone).to(device, dtype)
+    tokenizer = load_part("msvq", backbone).to(device)
     num_scales = len(transformer.patch_nums)
     if num_steps not in (None, num_scales):
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import zipfile
 from pathlib import Path
 
@@ -12,20 +11,7 @@ from torch import Tensor
 
 from genenv.checkpoints import CheckpointError
 from genenv.metrics.frechet import Moments, frechet_distance
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """The real images in numbers.
-
-    Attributes:
-        mean, covariance: (D,) and (D, D) float64, of their features.
-        sha256: of the file that says so.
-    """
-
-    mean: Tensor
-    covariance: Tensor
-    sha256: str
+from genenv.tiers import Reference
 
 
 def fid(generated: Moments, reference: Reference) -> float:

@@ -10,16 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genenv.checkpoints import (
-    RANDOM,
-    CheckpointError,
-    check_recorded,
-    locate,
-    locate_published,
-    read_state_dict,
-)
-from genenv.metrics.fid import Reference, read_adm_images, read_adm_moments
-from genenv.releases import Download
+from genenv.checkpoints import CheckpointError, check_recorded, locate, locate_published, read_state_dict
+from genenv.metrics.fid import read_adm_images, read_adm_moments
+from genenv.releases import DOWNLOADS, Download
+from genenv.tiers import Reference
 
 PROTOCOLS = ("torch-fidelity", "adagen")
 """How images become features, the default first; numbers of different protocols cannot be compared.
@@ -28,30 +22,8 @@ PROTOCOLS = ("torch-fidelity", "adagen")
 torch's bilinear resizing, statistics in float32, as in AdaGen's evaluation code with the torch-fidelity that AdaNAT's
 code brings along."""
 
-WEIGHTS_SHA256 = "6726825d"
-"""How the hash of the weights begins, published in their name."""
-
-_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
-_FIDELITY = "https://github.com/toshas/torch-fidelity/releases"
-WEIGHTS = Download(
-    _WEIGHTS, f"{_FIDELITY}/tag/v0.2.0", "Apache-2.0", f"{_FIDELITY}/download/v0.2.0/{_WEIGHTS}"
-)
-
-
-def _adm(pixels: int, file: str) -> Download:
-    host = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
-    page = "https://github.com/openai/guided-diffusion/tree/main/evaluations"
-    return Download(file, page, "ImageNet's terms of access", f"{host}/{pixels}/{file}")
-
-
-REFERENCES = {
-    "imagenet256": (256, _adm(256, "VIRTUAL_imagenet256_labeled.npz")),
-    "imagenet384": (256, _adm(256, "VIRTUAL_imagenet256_labeled.npz")),
-    "imagenet512": (512, _adm(512, "VIRTUAL_imagenet512.npz")),
-}
-"""How a backbone's name begins -> side of the judged images in pixels, reference batch of ADM. Images of 384 pixels are
-reduced to 256 first, as in LlamaGen's evaluation."""
-
+WEIGHTS = "inception-fid"
+"""Of `genenv.releases.DOWNLOADS`."""
 REAL_IMAGES = 10_000
 """Real images, at most, whose features are compared with the generated ones."""
 CHUNK = 64
@@ -64,12 +36,12 @@ class InceptionExtractor:
     Nothing of the weights is unpickled but tensors, and those only after their hash is known to be right.
 
     Args:
-        backbone: name of a released generator, which decides the reference.
+        pixels: side of the judged images; others are resized to it first.
+        reference: reference batch of ADM.
         protocol: one of `PROTOCOLS`.
         device: where the network runs.
 
     Raises:
-        ValueError: if there is no reference for the backbone.
         CheckpointError: if a file is missing, damaged or another one.
     """
 
@@ -77,17 +49,11 @@ class InceptionExtractor:
     """The 1,008 logits are not in the order of ImageNet's labels: no accuracy."""
     num_classes = 1008
 
-    def __init__(self, backbone: str, protocol: str, device: torch.device | str = "cpu"):
-        tier = backbone.removeprefix(RANDOM).partition("-")[0]
-        if tier not in REFERENCES:
-            raise ValueError(
-                f"there are reference statistics for {', '.join(REFERENCES)}, not for backbone {backbone!r}"
-            )
-        self.protocol, self.device = protocol, torch.device(device)
+    def __init__(self, pixels: int, reference: Download, protocol: str, device: torch.device | str = "cpu"):
+        self.pixels, self.protocol, self.device = pixels, protocol, torch.device(device)
         self.dtype = torch.float32 if protocol == "adagen" else torch.float64
-        self.pixels, release = REFERENCES[tier]
-        path, self.sha256 = locate_published(WEIGHTS, WEIGHTS_SHA256)
-        self.path = locate(release)
+        path, self.sha256 = locate_published(DOWNLOADS[WEIGHTS])
+        self.path = locate(reference)
         digest, record = check_recorded(self.path)
         mean, covariance = read_adm_moments(self.path)
         record()

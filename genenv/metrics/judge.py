@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from genenv.checkpoints import is_released
 from genenv.metrics.coverage import density_coverage
-from genenv.metrics.digits import DigitsExtractor
-from genenv.metrics.fid import Reference, fid
+from genenv.metrics.fid import fid
 from genenv.metrics.frechet import Moments, frechet_distance, moments
-from genenv.metrics.inception import PROTOCOLS, InceptionExtractor
 from genenv.metrics.inception_score import InceptionScore, inception_score
 from genenv.metrics.intervals import Interval, bootstrap
 from genenv.metrics.kid import kid
 from genenv.metrics.precision_recall import precision_recall
 from genenv.protocols import Context
+from genenv.tiers import Extractor, tier_of
 
 KEPT_FEATURES = 10_000
 """Images whose features are kept: the first ones. KID, precision, recall, density and coverage are theirs."""
 BOOTSTRAP_DIM = 256
 """Most feature dimensions whose FID is computed for hundreds of resamples."""
-
-
-class Extractor(Protocol):
-    """Turns images into features and class logits, and knows what real images give.
-
-    Attributes:
-        protocol: how it does so; numbers of different protocols cannot be compared.
-        sha256: of its weights.
-        reference: moments of the real images' features.
-        dtype: of the generated features' moments.
-        labelled: whether the logits are those of the labels, so that there is an accuracy.
-        num_classes: of the logits.
-        device: where features and logits are.
-    """
-
-    protocol: str
-    sha256: str
-    reference: Reference
-    dtype: torch.dtype
-    labelled: bool
-    num_classes: int
-    device: torch.device
-
-    @functools.cached_property
-    def real(self) -> Tensor | None:
-        """The features (M, D) of real images, None where there are none."""
-        ...
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns features (N, D) and logits (N, num_classes) of images (N, C, H, W) in [0, 1]."""
-        ...
 
 
 class Judge:
@@ -66,14 +31,14 @@ class Judge:
     precision, recall, density and coverage; without a classifier of the labels (Inception) no accuracy.
 
     Args:
-        backbone: "digits", a folder of the zoo, or a released generator.
-        protocol: "digits" for the digits; "torch-fidelity" (default) or "adagen" for released generators (see
-            `genenv.metrics.inception.PROTOCOLS`).
-        device: where Inception runs.
+        backbone: whose images are measured.
+        protocol: one of the `judges` of its tier, by default the first: "digits" for the digits; "torch-fidelity" or
+            "adagen" for ImageNet (see `genenv.metrics.inception.PROTOCOLS`).
+        device: where the network runs, if it minds.
 
     Raises:
         ImportError: without torch-fidelity.
-        ValueError: if there is no such backbone or protocol.
+        ValueError: if there is no such backbone or protocol, or its tier has no judge.
         CheckpointError: if a file is missing, damaged or another one.
     """
 
@@ -84,16 +49,13 @@ class Judge:
             import torch_fidelity  # noqa: F401
         except ImportError:
             raise ImportError("the metrics need torch-fidelity: pip install 'genenv[metrics]'") from None
-        known = PROTOCOLS if is_released(backbone) else ("digits",)
-        if protocol is not None and protocol not in known:
+        judges = tier_of(backbone).need("judges")
+        protocol = next(iter(judges)) if protocol is None else protocol
+        if protocol not in judges:
             raise ValueError(
-                f"protocol must be one of {', '.join(known)} for backbone {backbone!r}, got {protocol!r}"
+                f"protocol must be one of {', '.join(judges)} for backbone {backbone!r}, got {protocol!r}"
             )
-        self.extractor: Extractor = (
-            InceptionExtractor(backbone, protocol or PROTOCOLS[0], device)
-            if is_released(backbone)
-            else DigitsExtractor(backbone)
-        )
+        self.extractor: Extractor = judges[protocol](backbone, torch.device(device))
 
     @property
     def real(self) -> Tensor | None:

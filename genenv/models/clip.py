@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+END_OF_TEXT = "<|endoftext|>"
 
 
 class CLIP(nn.Module):
@@ -83,29 +86,55 @@ class CLIP(nn.Module):
         return F.normalize(self.image_features(self.preprocess(images).to(dtype)).float(), dim=-1)
 
 
-def from_transformers(network: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]) -> CLIP:
-    """Returns a `transformers.CLIPModel` with its tokenizer as a CLIP."""
-    image_features = functools.partial(_transformers_images, network)
-    text_features = functools.partial(_transformers_texts, network, tokenizer)
-    size = network.config.vision_config.image_size
-    return CLIP(network, image_features, text_features, size, mean, std)
+class Tokenizer:
+    """CLIP's byte-pair encoding, of the file `tokenizer.json` alone.
+
+    No class that a folder of weights names is made, and no code of it runs, as transformers' AutoTokenizer would do.
+
+    Args:
+        path: of the file.
+        context_length: tokens of a text, at most; longer ones are cut.
+        full: pad all texts to that many tokens, rather than to the longest.
+
+    Raises:
+        Exception: of the library tokenizers, if the file cannot be read; ValueError if it is not CLIP's.
+    """
+
+    def __init__(self, path: Path, context_length: int, full: bool):
+        from tokenizers import Tokenizer as Library
+
+        self.library = Library.from_file(str(path))
+        end = self.library.token_to_id(END_OF_TEXT)
+        if end is None:
+            raise ValueError(f"{path} has no {END_OF_TEXT!r}, it is not of a CLIP")
+        self.library.enable_truncation(context_length)
+        self.library.enable_padding(
+            pad_id=end, pad_token=END_OF_TEXT, length=context_length if full else None
+        )
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Returns the tokens (N, L) of N texts, and which of them are no padding, (N, L), int64."""
+        found = self.library.encode_batch(texts)
+        return torch.tensor([each.ids for each in found]), torch.tensor(
+            [each.attention_mask for each in found]
+        )
 
 
-# The functions of a network are partial ones, not closures, so that a CLIP can be pickled.
+@dataclasses.dataclass(frozen=True)
+class TransformersTower:
+    """The functions of a `transformers.CLIPModel`."""
 
+    network: Any
+    tokenizer: Callable[[list[str]], tuple[Tensor, Tensor]]
 
-def _transformers_images(network: Any, pixels: Tensor) -> Tensor:
-    return _projected(network.get_image_features(pixel_values=pixels))
+    def images(self, pixels: Tensor) -> Tensor:
+        """Returns features (N, D) of pixels (N, 3, S, S)."""
+        return _projected(self.network.get_image_features(pixel_values=pixels))
 
-
-def _transformers_texts(network: Any, tokenizer: Any, texts: list[str], device: torch.device) -> Tensor:
-    context_length = network.config.text_config.max_position_embeddings
-    tokens = tokenizer(
-        texts, padding=True, truncation=True, max_length=context_length, return_tensors="pt"
-    ).to(device)
-    return _projected(
-        network.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-    )
+    def texts(self, texts: list[str], device: torch.device) -> Tensor:
+        """Returns features (N, D) of N texts."""
+        tokens, mask = (part.to(device) for part in self.tokenizer(texts))
+        return _projected(self.network.get_text_features(input_ids=tokens, attention_mask=mask))
 
 
 def _projected(output: Any) -> Tensor:
@@ -113,12 +142,35 @@ def _projected(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def from_open_clip(network: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]) -> CLIP:
+@dataclasses.dataclass(frozen=True)
+class OpenCLIPTower:
+    """The functions of an `open_clip.CLIP`."""
+
+    network: Any
+    tokenizer: Callable[[list[str]], Any]
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """Returns features (N, D) of pixels (N, 3, S, S)."""
+        return self.network.encode_image(pixels)
+
+    def texts(self, texts: list[str], device: torch.device) -> Tensor:
+        """Returns features (N, D) of N texts."""
+        tokens = self.tokenizer(texts)
+        tokens = tokens if isinstance(tokens, Tensor) else tokens[0]  # open_clip's own give no mask
+        return self.network.encode_text(tokens.to(device))
+
+
+def from_transformers(
+    network: Any, tokenizer: Tokenizer, mean: Sequence[float], std: Sequence[float]
+) -> CLIP:
+    """Returns a `transformers.CLIPModel` with its tokenizer as a CLIP."""
+    tower = TransformersTower(network, tokenizer)
+    return CLIP(network, tower.images, tower.texts, network.config.vision_config.image_size, mean, std)
+
+
+def from_open_clip(
+    network: Any, tokenizer: Callable[[list[str]], Any], mean: Sequence[float], std: Sequence[float]
+) -> CLIP:
     """Returns an `open_clip.CLIP` with its tokenizer as a CLIP."""
-    text_features = functools.partial(_open_clip_texts, network, tokenizer)
-    size = network.visual.image_size[0]
-    return CLIP(network, network.encode_image, text_features, size, mean, std)
-
-
-def _open_clip_texts(network: Any, tokenizer: Any, texts: list[str], device: torch.device) -> Tensor:
-    return network.encode_text(tokenizer(texts).to(device))
+    tower = OpenCLIPTower(network, tokenizer)
+    return CLIP(network, tower.images, tower.texts, network.visual.image_size[0], mean, std)

@@ -24,6 +24,7 @@ class DigitsMSVQ(nn.Module):
         autoencoder = DigitsVQ(width, z_channels)
         self.encoder, self.decoder = autoencoder.encoder, autoencoder.decoder
         self.quantize = MultiScaleQuantiser((1, 2, 3, 4), vocab_size, z_channels)
+        self.codebook_size = vocab_size
 
     def latents(self, images: Tensor) -> Tensor:
         """Returns the latents before quantisation (N, C, 4, 4) of images (N, 1, 8, 8) in [0, 1]."""

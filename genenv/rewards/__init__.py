@@ -2,29 +2,84 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from numbers import Real
+from typing import Any
 
-from genenv.checkpoints import is_released, torch_device
+from genenv.checkpoints import torch_device
 from genenv.protocols import Reward
 from genenv.rewards.mixture import Mixture
+from genenv.tiers import parts_of, tier_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A reward that has a name.
+
+    Attributes:
+        factory: "module:function", called as (backbone, device); its libraries are loaded when the reward is made.
+        suits: whether a backbone has what the reward needs.
+    """
+
+    factory: str
+    suits: Callable[[str], bool]
+
+
+def _has_part(part: str) -> Callable[[str], bool]:
+    return lambda backbone: part in parts_of(backbone)
+
+
+def _has_scorer(name: str) -> Callable[[str], bool]:
+    return lambda backbone: name in tier_of(backbone).scorers and tier_of(backbone).prompt is not None
+
+
+def _has_features(backbone: str) -> bool:
+    return tier_of(backbone).reward_features is not None
+
 
 REWARDS = {
-    "adversarial": "genenv.rewards.adversarial:pretrained",
-    "classifier": "genenv.rewards.classifier:make",
-    "clip": "genenv.rewards.clip:make_clip",
-    "fid": "genenv.rewards.fid:make",
-    "hpsv2": "genenv.rewards.clip:make_hpsv2",
-    "hpsv2.0": "genenv.rewards.clip:make_hpsv2_0",
-    "loo_fid": "genenv.rewards.loo_fid:make",
-    "pickscore": "genenv.rewards.clip:make_pickscore",
+    "adversarial": Named("genenv.rewards.adversarial:pretrained", _has_part("discriminator")),
+    "classifier": Named("genenv.rewards.classifier:make", _has_part("reward_features")),
+    "clip": Named("genenv.rewards.clip:make_clip", _has_scorer("clip")),
+    "fid": Named("genenv.rewards.fid:make", _has_features),
+    "hpsv2": Named("genenv.rewards.clip:make_hpsv2", _has_scorer("hpsv2")),
+    "hpsv2.0": Named("genenv.rewards.clip:make_hpsv2_0", _has_scorer("hpsv2.0")),
+    "loo_fid": Named("genenv.rewards.loo_fid:make", _has_features),
+    "pickscore": Named("genenv.rewards.clip:make_pickscore", _has_scorer("pickscore")),
 }
-"""Name -> "module:factory"; a factory takes (backbone, device)."""
+"""Name -> reward, of those that every tier may have; a tier may have others of its own."""
 
-DEFAULT = "adversarial"
-"""What "default" stands for where the backbone ships its judges, as the digits do; released generators have none."""
+
+def available(backbone: str) -> list[str]:
+    """Returns the names of the rewards that a backbone has, those of its tier among them.
+
+    Raises:
+        ValueError: if there is no such backbone.
+    """
+    own = tier_of(backbone).rewards
+    return sorted({*own, *(name for name, reward in REWARDS.items() if reward.suits(backbone))})
+
+
+def check_registered_reward(spec: Any, source: str) -> None:
+    """Raises a ValueError where a reward that was read from a file would import a module.
+
+    A name in a file is looked up among those that genenv and the tiers have; "module:factory" runs code, and is taken
+    only from who calls the program.
+
+    Args:
+        spec: as of `make_reward`.
+        source: where it was read, for the error.
+    """
+    names = [spec] if isinstance(spec, str) else list(spec) if isinstance(spec, Mapping) else []
+    for name in names:
+        if ":" in str(name):
+            raise ValueError(
+                f"{source}: reward {name!r} would import a module, which a file may not ask for; "
+                "name it on the command line if you trust it"
+            )
 
 
 def make_reward(
@@ -36,7 +91,8 @@ def make_reward(
     """Returns the reward that a string or a {name: weight} mapping describes; None for "none".
 
     Args:
-        spec: "none", "default", a name of `REWARDS`, "module:factory", or {name: weight} of several; there the entry
+        spec: "none", "default" (the tier's own), a name that `available` gives, "module:factory", or {name: weight} of
+            several; there the entry
             "normalise": True standardises each among the images of one context.
         backbone: whose images are judged.
         device: where the judges run.
@@ -52,7 +108,7 @@ def make_reward(
         )
     device = str(torch_device(device))
     if spec == "default":
-        spec = "none" if is_released(backbone) else DEFAULT
+        spec = tier_of(backbone).default_reward
     if spec == "none":
         return None
     weights = {spec: 1.0} if isinstance(spec, str) else dict(spec)
@@ -70,11 +126,15 @@ def make_reward(
 
 
 def _make(name: str, backbone: str, device: str) -> Reward:
-    path = REWARDS.get(name, name)
+    own = tier_of(backbone).rewards
+    if name in own:
+        return own[name](backbone, device)
+    path = REWARDS[name].factory if name in REWARDS else name
     module, separator, attribute = path.partition(":")
     if not separator:
+        known = sorted({*own, *REWARDS})
         raise ValueError(
-            f"reward must be one of none, default, {', '.join(REWARDS)} or 'module:factory', got {name!r}"
+            f"reward must be one of none, default, {', '.join(known)} or 'module:factory', got {name!r}"
         )
     try:
         factory: Callable[[str, str], Reward] = getattr(importlib.import_module(module), attribute)

@@ -9,15 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genenv.checkpoints import RANDOM, backbone_folder, is_released, load_generator, load_release
-from genenv.models.digits_discriminator import DigitsDiscriminator
-from genenv.models.projected_discriminator import (
-    VIRTUAL_BATCH,
-    ClassMapping,
-    ProjectedDiscriminator,
-    dino_vit_s_16,
-)
+from genenv.models.projected_discriminator import VIRTUAL_BATCH
 from genenv.protocols import Context
+from genenv.tiers import load_part, parts_of, tier_of
 
 Objective: TypeAlias = Literal["bce", "hinge"]
 
@@ -98,35 +92,24 @@ class AdversarialReward:
         self.discriminator.load_state_dict(state)
 
 
-def discriminator(
-    backbone: str, num_classes: int, generator: torch.Generator | None = None
-) -> DigitsDiscriminator | ProjectedDiscriminator:
-    """Returns an untrained discriminator for the images of a backbone.
+def discriminator(backbone: str, num_classes: int, generator: torch.Generator | None = None) -> nn.Module:
+    """Returns an untrained discriminator for the images of a backbone, that of its tier.
 
-    For digits it is a small convolutional one, for a released backbone the projected one over DINO's ViT-S/16, whose
-    weights are downloaded, or read from `genenv.checkpoints.checkpoint_folder`. With "random:" before the backbone's
-    name they are random.
+    For digits it is a small convolutional one, for ImageNet the projected one over DINO's ViT-S/16, whose weights are
+    downloaded, or read from `genenv.checkpoints.checkpoint_folder`. With "random:" before the backbone's name they are
+    random.
 
     Args:
-        backbone: a backbone's name, or a folder of the zoo.
+        backbone: a backbone's name, or a folder with a manifest.
         num_classes: class labels.
         generator: draws the crops of the projected one, on the CPU; None for torch's own.
 
     Raises:
-        ValueError: if there is no such backbone.
+        ValueError: if there is no such backbone, or its tier has no discriminator.
         CheckpointError: if the weights are missing and cannot be downloaded, damaged, or others.
-        ImportError: without timm, for a released backbone.
+        ImportError: without timm, for ImageNet.
     """
-    if not is_released(backbone):
-        backbone_folder(backbone)
-        return DigitsDiscriminator(num_classes=num_classes)
-    if backbone.startswith(RANDOM):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            vit = dino_vit_s_16()
-    else:
-        vit = load_release("dino-vit-s-16")
-    return ProjectedDiscriminator(vit, ClassMapping(num_classes), generator=generator)
+    return tier_of(backbone).need("discriminator")(backbone, num_classes, generator)
 
 
 def pretrained(backbone: str, device: str) -> AdversarialReward:
@@ -148,11 +131,11 @@ def pretrained(backbone: str, device: str) -> AdversarialReward:
     `agents.adagen` does.
 
     Raises:
-        ValueError: for a released backbone, which has none.
+        ValueError: if the backbone has none, as the released ones.
     """
-    if is_released(backbone):
+    if "discriminator" not in parts_of(backbone):
         raise ValueError(
             f"reward 'adversarial' has no trained discriminator for backbone {backbone!r}; train one in turn with the "
             "policy, as agents.adagen does, or use another reward, such as 'clip'"
         )
-    return AdversarialReward(load_generator("discriminator", backbone).to(device))
+    return AdversarialReward(load_part("discriminator", backbone).to(device))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genenv.checkpoints import load_generator
 from genenv.protocols import Context
+from genenv.tiers import load_part
 
 
 class ClassifierReward:
@@ -30,4 +30,4 @@ class ClassifierReward:
 
 def make(backbone: str, device: str) -> ClassifierReward:
     """Returns the reward on a classifier that no held-out metric uses."""
-    return ClassifierReward(load_generator("reward_features", backbone).to(device))
+    return ClassifierReward(load_part("reward_features", backbone).to(device))

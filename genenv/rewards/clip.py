@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +13,19 @@ from torch import Tensor
 from genenv.checkpoints import (
     CheckpointError,
     check_recorded,
-    checked_folder,
     checkpoint_folder,
-    is_released,
     load_state,
     locate,
+    read_json,
     read_state_dict,
 )
-from genenv.models.clip import CLIP, from_open_clip, from_transformers
-from genenv.prompts import prompts
+from genenv.models.clip import CLIP, Tokenizer, from_open_clip, from_transformers
 from genenv.protocols import Context
-from genenv.releases import Download
+from genenv.releases import CLIP_PROCESSOR, CLIP_WEIGHTS, DOWNLOADS
+from genenv.tiers import checked_folder, tier_of
 
-CLIP_L14 = "openai/clip-vit-large-patch14"
-PICKSCORE = "yuvalkirstain/PickScore_v1"
-PICKSCORE_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-HPSV2 = {"2.1": "HPS_v2.1_compressed.pt", "2.0": "HPS_v2_compressed.pt"}
+HPSV2 = {version: DOWNLOADS[f"hpsv{version}"].file for version in ("2.1", "2.0")}
 """Version -> released file. Their scores are on different scales, and the files fit the same network."""
-
-WEIGHTS = ("config.json", "model.safetensors")
-PROCESSOR = ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 class PromptScore:
@@ -61,52 +52,61 @@ class PromptScore:
 
 
 def make_clip(backbone: str, device: str) -> PromptScore:
-    """Returns the CLIP score: OpenAI's ViT-L/14, or the digits' own CLIP."""
-    if is_released(backbone):
-        encoder = _load_released(CLIP_L14, CLIP_L14)
-    else:
-        encoder = load_clip(checked_folder(backbone, "clip"))
-    return PromptScore("clip", encoder.to(device), prompts(backbone))
+    """Returns the CLIP score: OpenAI's ViT-L/14 for ImageNet, the digits' own CLIP for digits."""
+    return _prompt_score("clip", backbone, device)
 
 
 def make_hpsv2(backbone: str, device: str) -> PromptScore:
     """Returns the human preference score v2.1 (Wu et al. 2023), or the digits' own preference scorer."""
-    if is_released(backbone):
-        encoder = load_hpsv2("2.1")
-    else:
-        folder = checked_folder(backbone, "hpsv2")
-        encoder = load_open_clip(f"local-dir:{folder}", folder / "hpsv2.pt")
-    return PromptScore("hpsv2", encoder.to(device), prompts(backbone))
+    return _prompt_score("hpsv2", backbone, device)
 
 
 def make_hpsv2_0(backbone: str, device: str) -> PromptScore:
     """Returns the human preference score v2.0, the older weights of HPSv2 on another scale."""
-    _check_released("hpsv2.0", backbone)
-    return PromptScore("hpsv2.0", load_hpsv2("2.0").to(device), prompts(backbone))
+    return _prompt_score("hpsv2.0", backbone, device)
 
 
 def make_pickscore(backbone: str, device: str) -> PromptScore:
     """Returns PickScore (Kirstain et al. 2023), by its authors' definition the cosine times the logit scale."""
-    _check_released("pickscore", backbone)
-    encoder = _load_released(PICKSCORE, PICKSCORE_PROCESSOR).to(device)
-    return PromptScore("pickscore", encoder, prompts(backbone), scale=encoder.logit_scale)
+    score = _prompt_score("pickscore", backbone, device)
+    score.scale = score.encoder.logit_scale
+    return score
 
 
-def _check_released(name: str, backbone: str) -> None:
-    if not is_released(backbone):
+def _prompt_score(name: str, backbone: str, device: str) -> PromptScore:
+    """Returns the cosine with the prompts of a backbone's tier, by the tier's scorer of that name."""
+    tier = tier_of(backbone)
+    scorers = tier.need("scorers")
+    if name not in scorers:
         raise ValueError(
-            f"reward {name!r} has no network for digits, which backbone {backbone!r} makes; use 'clip' or 'hpsv2'"
+            f"reward {name!r} has no network for {tier.name}, which backbone {backbone!r} makes; "
+            f"use {' or '.join(map(repr, scorers))}"
         )
+    texts = tier.prompts()
+    return PromptScore(name, scorers[name](backbone).to(device), texts)
+
+
+def clip_of_folder(backbone: str) -> CLIP:
+    """Returns the network in the folder `clip` of a backbone, as transformers saves it."""
+    return load_clip(checked_folder(backbone, "clip"))
+
+
+def hpsv2_of_folder(backbone: str) -> CLIP:
+    """Returns the network in the folder `hpsv2` of a backbone, as open_clip and HPSv2 save it."""
+    folder = checked_folder(backbone, "hpsv2")
+    return load_open_clip(folder, folder / "hpsv2.pt")
 
 
 def load_clip(
     folder: str | Path, processor: str | Path | None = None, dtype: torch.dtype = torch.float32
 ) -> CLIP:
-    """Returns the CLIP of a folder that transformers' `CLIPModel.save_pretrained` wrote, without network access.
+    """Returns the CLIP of a folder that transformers' `CLIPModel.save_pretrained` wrote.
+
+    The library sees numbers of the folder's files alone: no code that they name runs, and nothing is downloaded.
 
     Args:
         folder: holds config.json and model.safetensors.
-        processor: holds preprocessor_config.json and the tokenizer's files; None for the same folder.
+        processor: holds preprocessor_config.json and tokenizer.json; None for the same folder.
         dtype: what the network computes in; half types want a GPU.
 
     Raises:
@@ -114,79 +114,153 @@ def load_clip(
         ImportError: without transformers.
     """
     try:
-        from transformers import CLIPModel, CLIPTokenizer
+        from transformers import CLIPConfig, CLIPModel
     except ImportError:
         raise ImportError("CLIP scorers need transformers: pip install 'genenv[scorers]'") from None
     folder = Path(folder)
     processor = folder if processor is None else Path(processor)
-    for name in WEIGHTS:
+    for name in CLIP_WEIGHTS:
         if not (folder / name).is_file():
             raise CheckpointError(
                 f"{folder / name} is missing; transformers' CLIPModel.save_pretrained writes it"
             )
     try:
-        with _without_progress_bars():
-            loaded: Any = CLIPModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-        network, report = loaded
-        tokenizer = CLIPTokenizer.from_pretrained(processor, local_files_only=True)
+        config = CLIPConfig(**_clip_config(read_json(folder / CLIP_WEIGHTS[0])))
+        with torch.device("meta"):
+            network = CLIPModel(config)
+        tokenizer = Tokenizer(
+            processor / "tokenizer.json", config.text_config.max_position_embeddings, full=False
+        )
         mean, std = _normalisation(processor)
-    except Exception as error:  # transformers, tokenizers and safetensors have an error type each
+    except Exception as error:  # transformers and tokenizers have an error type each
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"{folder} is not a readable CLIP of transformers: {type(error).__name__} {reason}"
         ) from None
-    if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(f"{folder / WEIGHTS[1]} is not of a CLIP: it lacks {', '.join(missing[:3])}")
+    path = folder / CLIP_WEIGHTS[1]
+    weights = {name: value for name, value in read_state_dict(path).items() if not _are_positions(name)}
+    load_state(network, weights, path)
+    for name, value in list(network.named_buffers()):
+        if _are_positions(name):  # in no file, or in old ones
+            owner = network.get_submodule(name.rpartition(".")[0])
+            owner.position_ids = torch.arange(value.shape[-1]).expand(value.shape)
     return _frozen(from_transformers(network, tokenizer, mean, std), dtype)
+
+
+def _are_positions(name: str) -> bool:
+    return name.endswith(".position_ids")
+
+
+TOWER = (
+    "attention_dropout",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "num_hidden_layers",
+)
+TEXT_TOWER = (*TOWER, "bos_token_id", "eos_token_id", "max_position_embeddings", "pad_token_id", "vocab_size")
+IMAGE_TOWER = (*TOWER, "image_size", "num_channels", "patch_size")
+"""What a CLIP's config.json may say of its towers; transformers would act on more, such as kernels to download."""
+
+
+def _clip_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a CLIPConfig that a config.json gives; what else it says is left out."""
+
+    def known(names: Sequence[str], *sources: Any) -> dict[str, Any]:
+        found = {key: value for source in sources for key, value in (source or {}).items() if key in names}
+        for key, value in found.items():
+            if not isinstance(value, str if key == "hidden_act" else int | float):
+                raise ValueError(
+                    f"{key} must be a {'name' if key == 'hidden_act' else 'number'}, got {value!r}"
+                )
+        return found
+
+    towers = {"text": TEXT_TOWER, "vision": IMAGE_TOWER}
+    return known(("projection_dim", "logit_scale_init_value"), config) | {
+        # Old files repeat what differs from the defaults.
+        f"{tower}_config": known(names, config.get(f"{tower}_config"), config.get(f"{tower}_config_dict"))
+        for tower, names in towers.items()
+    }
 
 
 def _normalisation(processor: Path) -> tuple[list[float], list[float]]:
     """Returns mean and standard deviation of the channels; transformers 5 nests them in the processor's file."""
-    path = processor / PROCESSOR[0]
-    config = json.loads((path if path.is_file() else processor / "processor_config.json").read_text())
+    path = processor / CLIP_PROCESSOR[0]
+    config = read_json(path if path.is_file() else processor / "processor_config.json")
     config = config.get("image_processor", config)
     return config["image_mean"], config["image_std"]
 
 
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+OPEN_CLIP = {
+    "": ("embed_dim", "init_logit_scale", "quick_gelu", "text_cfg", "vision_cfg"),
+    "vision_cfg": ("head_width", "image_size", "layers", "mlp_ratio", "patch_size", "width"),
+    "text_cfg": ("context_length", "heads", "hf_tokenizer_name", "layers", "vocab_size", "width"),
+}
+"""What a configuration of open_clip may say, at its top and in its towers: the numbers of a plain CLIP. Others name
+networks, tokenizers and arguments of theirs, which the library would fetch and run."""
 
 
-def load_open_clip(model: str, checkpoint: str | Path, dtype: torch.dtype = torch.float32) -> CLIP:
+def _check_open_clip(config: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """Returns a configuration of open_clip whose every entry is known to be harmless.
+
+    Raises:
+        CheckpointError: if another is among them.
+    """
+    for part, known in OPEN_CLIP.items():
+        section = config.get(part) if part else config
+        if not isinstance(section, dict):
+            raise CheckpointError(f"{source}: {part} must be an object, got {section!r}")
+        for key, value in section.items():
+            if key not in known:
+                raise CheckpointError(
+                    f"{source}: {part or 'model_cfg'} must hold {', '.join(known)} alone, got {key!r}"
+                )
+            if key not in ("text_cfg", "vision_cfg", "hf_tokenizer_name") and not isinstance(
+                value, int | float
+            ):
+                raise CheckpointError(f"{source}: {key} must be a number, got {value!r}")
+    text = {key: value for key, value in config["text_cfg"].items() if key != "hf_tokenizer_name"}
+    return config | {"text_cfg": text}
+
+
+def load_open_clip(model: str | Path, checkpoint: str | Path, dtype: torch.dtype = torch.float32) -> CLIP:
     """Returns a network of open_clip with the weights of a checkpoint.
 
     Args:
-        model: a CLIP's name in open_clip, such as "ViT-H-14", or "local-dir:FOLDER" with an open_clip_config.json.
+        model: name of a plain CLIP in open_clip, such as "ViT-H-14", or the path of a folder that holds
+            open_clip_config.json and tokenizer.json.
         checkpoint: file of the weights, at the top or under "state_dict".
         dtype: what the network computes in; half types want a GPU.
 
     Raises:
         ValueError: if open_clip knows no such CLIP.
-        CheckpointError: if the file is missing, damaged, or does not fit the network.
+        CheckpointError: if a file is missing or damaged, the weights do not fit the network, or the configuration names
+            anything but the numbers of a plain CLIP.
         ImportError: without open_clip.
     """
     try:
         import open_clip
     except ImportError:
         raise ImportError("open_clip's scorers need open_clip_torch: pip install 'genenv[scorers]'") from None
-    config = open_clip.get_model_config(model)
-    if config is None or "custom_text" in config:
-        raise ValueError(f"model must be a CLIP of open_clip such as 'ViT-H-14', got {model!r}")
     preprocessing = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    if model.startswith("local-dir:"):
-        text = Path(model.removeprefix("local-dir:"), "open_clip_config.json").read_text()
-        preprocessing |= json.loads(text).get("preprocess_cfg", {})
+    if isinstance(model, Path):
+        source = model / "open_clip_config.json"
+        found = read_json(source)
+        config = _check_open_clip(found.get("model_cfg", found), source)
+        preprocessing |= found.get("preprocess_cfg", {})
+        length = config["text_cfg"].get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+        try:
+            tokenizer = Tokenizer(model / "tokenizer.json", length, full=True)
+        except Exception as error:  # the library has a type of its own
+            raise CheckpointError(f"{model / 'tokenizer.json'} is not readable: {error}") from None
+    else:
+        known = open_clip.get_model_config(model) if model in open_clip.list_models() else None
+        if known is None or "custom_text" in known:
+            raise ValueError(f"model must be a CLIP of open_clip such as 'ViT-H-14', got {model!r}")
+        config = _check_open_clip(known, model)
+        tokenizer = open_clip.get_tokenizer(model)
     path = Path(checkpoint)
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; it must hold the weights of open_clip's {model}")
@@ -196,7 +270,6 @@ def load_open_clip(model: str, checkpoint: str | Path, dtype: torch.dtype = torc
     load_state(network, state, path)
     # The causal mask is in no checkpoint.
     network.attn_mask = torch.full(network.attn_mask.shape, -torch.inf).triu(1)
-    tokenizer = open_clip.get_tokenizer(model)
     return _frozen(from_open_clip(network, tokenizer, preprocessing["mean"], preprocessing["std"]), dtype)
 
 
@@ -225,35 +298,35 @@ def load_hpsv2(
                 f"use {HPSV2[version]}, or ask for the version of the file"
             )
         return load_open_clip("ViT-H-14", path, dtype)
-    path = locate(_download("xswu/HPSv2", HPSV2[version], HPSV2[version]))
+    path = locate(DOWNLOADS[f"hpsv{version}"])
     _, record = check_recorded(path)
     encoder = load_open_clip("ViT-H-14", path, dtype)
     record()
     return encoder
 
 
-def _load_released(repo: str, processor: str) -> CLIP:
-    """Returns the CLIP of a Hugging Face repository: in `checkpoint_folder`, or downloaded there."""
-    folder, other = _released_folder(repo, WEIGHTS), _released_folder(processor, PROCESSOR)
-    _, record = check_recorded(folder / WEIGHTS[1])
+def load_released_clip(weights: str, processor: str | None = None) -> CLIP:
+    """Returns the CLIP of a Hugging Face repository: in `checkpoint_folder`, or downloaded there.
+
+    Args:
+        weights: folder of config.json and model.safetensors, as in `genenv.releases.DOWNLOADS`.
+        processor: folder of the processor's files; None for the same.
+    """
+    processor = weights if processor is None else processor
+    folder, other = _released_folder(weights, CLIP_WEIGHTS), _released_folder(processor, CLIP_PROCESSOR)
+    _, record = check_recorded(folder / CLIP_WEIGHTS[1])
     encoder = load_clip(folder, other)
     record()
     return encoder
 
 
-def _released_folder(repo: str, files: Sequence[str]) -> Path:
-    name = repo.split("/")[1]
+def _released_folder(name: str, files: Sequence[str]) -> Path:
     try:
         for file in files:
-            locate(_download(repo, file, f"{name}/{file}"))
+            locate(DOWNLOADS[f"{name}/{file}"])
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {checkpoint_folder() / name} needs {', '.join(files)}") from None
     return checkpoint_folder() / name
-
-
-def _download(repo: str, file: str, local: str) -> Download:
-    page = f"https://huggingface.co/{repo}"
-    return Download(local, page, "as the page says", url=f"{page}/resolve/main/{file}")
 
 
 def _frozen(encoder: CLIP, dtype: torch.dtype) -> CLIP:

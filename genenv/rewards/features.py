@@ -4,43 +4,28 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genenv.checkpoints import (
-    RANDOM,
     CheckpointError,
     check_recorded,
-    is_released,
-    load_generator,
     load_state,
     locate,
     locate_published,
     read_state_dict,
     save_tensors,
 )
-from genenv.data import digits
 from genenv.metrics.fid import read_adm_images
 from genenv.metrics.frechet import Moments, moments
-from genenv.metrics.inception import CHUNK, REAL_IMAGES, REFERENCES
-from genenv.releases import Download
+from genenv.metrics.inception import CHUNK, REAL_IMAGES
+from genenv.releases import DOWNLOADS, Download
+from genenv.tiers import FeatureExtractor, load_part, tier_of
 
-WEIGHTS_SHA256 = "0cc3c7bd"
-"""How the hash of the weights begins, published in their name."""
-
-_WEIGHTS = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
-WEIGHTS = Download("inception_v3_google-0cc3c7bd.pth", _WEIGHTS, "BSD-3-Clause (torchvision)", _WEIGHTS)
-
-
-class FeatureExtractor(Protocol):
-    """Gives features of images."""
-
-    def features(self, images: Tensor) -> Tensor:
-        """Returns (N, D) of images (N, C, H, W) in [0, 1]."""
-        ...
+WEIGHTS = "inception-torchvision"
+"""Of `genenv.releases.DOWNLOADS`."""
 
 
 class TorchvisionInception:
@@ -67,7 +52,7 @@ class TorchvisionInception:
 
     def __init__(self, pixels: int, device: torch.device | str = "cpu"):
         self.pixels, self.device = pixels, torch.device(device)
-        path, self.sha256 = locate_published(WEIGHTS, WEIGHTS_SHA256)
+        path, self.sha256 = locate_published(DOWNLOADS[WEIGHTS])
         self.network = _build(path).to(self.device)
 
     def features(self, images: Tensor) -> Tensor:
@@ -92,22 +77,28 @@ def reward_features(backbone: str, device: str) -> tuple[FeatureExtractor, Tenso
     precision and recall compare with.
 
     Raises:
-        ValueError: if there are no real images for the backbone.
+        ValueError: if there is no such backbone, or its tier has no features for rewards.
         ImportError: if a released backbone needs torchvision, and it is missing.
         CheckpointError: if a file is missing, damaged or another one.
     """
-    if is_released(backbone):
-        tier = backbone.removeprefix(RANDOM).partition("-")[0]
-        if tier not in REFERENCES:
-            raise ValueError(f"there are real images for {', '.join(REFERENCES)}, not for {backbone!r}")
-        pixels, reference = REFERENCES[tier]
-        inception = TorchvisionInception(pixels, device)
-        mean, covariance = real_moments(inception, reference)
-        return inception, mean.to(device), covariance.to(device)
-    classifier = load_generator("reward_features", backbone)
+    return tier_of(backbone).need("reward_features")(backbone, device)
+
+
+def classifier_features(backbone: str, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """Returns the network "reward_features" of a folder, and the moments of its tier's real images."""
+    classifier = load_part("reward_features", backbone)
     with torch.no_grad():
-        mean, covariance = moments(classifier.features(digits()[0]))
+        mean, covariance = moments(classifier.features(tier_of(backbone).need("real_images")()[0]))
     return classifier.to(device), mean.to(device), covariance.to(device)
+
+
+def inception_features(
+    pixels: int, reference: Download, device: str
+) -> tuple[TorchvisionInception, Tensor, Tensor]:
+    """Returns torchvision's Inception for images of a side in pixels, and the moments of a reference batch of ADM."""
+    inception = TorchvisionInception(pixels, device)
+    mean, covariance = real_moments(inception, reference)
+    return inception, mean.to(device), covariance.to(device)
 
 
 def real_moments(inception: TorchvisionInception, reference: Download) -> tuple[Tensor, Tensor]:

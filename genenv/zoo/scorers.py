@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genenv.models.clip import CLIP, from_open_clip, from_transformers
-from genenv.prompts import DIGIT_NAMES
+from genenv.models.clip import CLIP, Tokenizer, from_open_clip, from_transformers
+from genenv.tiers.digits import DIGITS
 from genenv.zoo.training import Labelled, Progress, augment, fit, random_schedules
 
 TEMPLATES = (
@@ -90,7 +90,9 @@ def train_clip(
                 logit_scale_init_value=math.log(LOGIT_SCALE),
             )
         )
-        encoder = from_transformers(network, tokenizer, MEAN, STD)
+        encoder = from_transformers(
+            network, Tokenizer(folder / "tokenizer.json", CONTEXT_LENGTH, full=False), MEAN, STD
+        )
         fit_clip(encoder, train, num_steps, batch_size, progress)
         network.save_pretrained(folder)
         preprocessing = {
@@ -160,7 +162,9 @@ def train_hpsv2(
         preprocessing = {"size": 8, "mean": MEAN, "std": STD}
         _write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocessing})
         network = open_clip.CLIP(**config)
-        encoder = from_open_clip(network, open_clip.get_tokenizer(f"local-dir:{folder}"), MEAN, STD)
+        encoder = from_open_clip(
+            network, Tokenizer(folder / "tokenizer.json", CONTEXT_LENGTH, full=True), MEAN, STD
+        )
         fit_preferences(encoder, train, samples, num_steps, batch_size, progress)
         torch.save({"state_dict": network.state_dict()}, folder / "hpsv2.pt")
 
@@ -238,10 +242,10 @@ def corrupt(images: Tensor, others: Tensor, kind: Tensor, strength: Tensor) -> T
 
 def random_texts() -> list[str]:
     """Returns a text for each digit, each by a random template."""
-    chosen = torch.randint(len(TEMPLATES), (len(DIGIT_NAMES),)).tolist()
+    chosen = torch.randint(len(TEMPLATES), (len(DIGITS.class_names),)).tolist()
     return [
         TEMPLATES[c].format(name=name, numeral=n)
-        for n, (c, name) in enumerate(zip(chosen, DIGIT_NAMES, strict=True))
+        for n, (c, name) in enumerate(zip(chosen, DIGITS.class_names, strict=True))
     ]
 
 
@@ -249,7 +253,7 @@ def write_tokenizer(folder: Path) -> Any:
     """Writes a CLIP tokenizer whose vocabulary is the templates' words and single ASCII letters, and returns it."""
     from transformers import CLIPTokenizer
 
-    words = {w for t in TEMPLATES for w in t.split() if w.isalpha()} | set(DIGIT_NAMES)
+    words = {w for t in TEMPLATES for w in t.split() if w.isalpha()} | set(DIGITS.class_names)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'\"()-"
     vocabulary, merges = [*letters, *(f"{letter}</w>" for letter in letters)], []
     for word in sorted(words):

@@ -270,7 +270,7 @@ def test_a_sampler_is_made_from_its_part(monkeypatch, paradigm, solver, num_step
         asked.append((part, backbone))
         return ToyNetwork().network
 
-    monkeypatch.setattr(ode, "load_generator", load)
+    monkeypatch.setattr(ode, "load_part", load)
     arguments = {"device": "cpu", "dtype": torch.bfloat16, "needs_features": True, "compile": False}
     sampler = paradigm.make_sampler("digits", num_steps, **arguments, solver=solver)
     assert asked == [(paradigm.PARTS[0], "digits")]
@@ -288,7 +288,7 @@ def test_a_released_backbone_has_an_autoencoder_and_three_guided_channels(monkey
             return latents.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, [0, 0, 0]]
 
     parts = {"dit": ToyNetwork().network, "vae": Autoencoder()}
-    monkeypatch.setattr(ode, "load_generator", lambda part, backbone: parts[part])
+    monkeypatch.setattr(ode, "load_part", lambda part, backbone: parts[part])
     arguments = {"device": "cpu", "dtype": torch.float32, "needs_features": False, "compile": False}
     sampler = diffusion.make_sampler("imagenet256-dit-xl-2", 4, **arguments)
     assert sampler.image_shape == (3, 8, 8)
@@ -313,7 +313,7 @@ def test_steps_that_a_solver_cannot_take_are_refused(solver, num_steps, message)
 
 @pytest.mark.parametrize(("paradigm", "most"), [(diffusion, 89), (flow, 98)])
 def test_more_steps_than_the_times_have_room_for_are_refused(monkeypatch, paradigm, most):
-    monkeypatch.setattr(ode, "load_generator", lambda part, backbone: ToyNetwork().network)
+    monkeypatch.setattr(ode, "load_part", lambda part, backbone: ToyNetwork().network)
     arguments = {"device": "cpu", "dtype": torch.float32, "needs_features": False, "compile": False}
     assert paradigm.make_sampler("digits", most, **arguments, solver="euler").horizon == most + 1
     with pytest.raises(ValueError, match=f"num_steps must be at most {most}"):

@@ -330,7 +330,7 @@ def test_decisions_that_do_not_fit_the_grid_are_refused(num_steps, tokens_per_de
 
 def test_a_sampler_is_made_of_a_backbones_parts(monkeypatch):
     parts = {"llamagen": small_transformer(), "vq": DigitsVQ().eval().requires_grad_(False)}
-    monkeypatch.setattr(raster_ar, "load_generator", lambda part, backbone: parts[part])
+    monkeypatch.setattr(raster_ar, "load_part", lambda part, backbone: parts[part])
     sampler = make_sampler("digits", None, "cpu", torch.float32, needs_features=True, compile=False)
     assert sampler.horizon == GRID
     assert sampler.num_contexts == CLASSES

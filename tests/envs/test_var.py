@@ -294,7 +294,7 @@ def test_no_action_leaves_the_range_of_a_parameter():
 def test_the_number_of_decisions_is_that_of_the_scales(monkeypatch, num_steps):
     sampler, _ = make()
     parts = {"var": sampler.transformer, "msvq": sampler.tokenizer}
-    monkeypatch.setattr(var, "load_generator", lambda part, backbone: parts[part])
+    monkeypatch.setattr(var, "load_part", lambda part, backbone: parts[part])
     arguments = {"device": "cpu", "dtype": torch.float32, "needs_features": False, "compile": False}
     made = var.make_sampler("digits", num_steps, **arguments)
     assert (made.horizon, made.num_contexts, made.image_shape) == (4, CLASSES, (1, 8, 8))

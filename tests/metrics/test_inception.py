@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import numpy as np
@@ -10,11 +11,14 @@ from torch_fidelity import feature_extractor_inceptionv3 as library
 from genenv.checkpoints import CheckpointError, sha256
 from genenv.metrics import inception
 from genenv.metrics.fid import read_adm_images
-from genenv.metrics.inception import WEIGHTS, InceptionExtractor
+from genenv.metrics.inception import InceptionExtractor
 from genenv.metrics.judge import Judge
+from genenv.releases import BACKBONES, DOWNLOADS
+from genenv.tiers import tier_of
 
 BACKBONE = "imagenet256-dit-xl-2"
-REFERENCE = "VIRTUAL_imagenet256_labeled.npz"
+WEIGHTS, ADM = DOWNLOADS["inception-fid"], DOWNLOADS["adm-imagenet-256"]
+REFERENCE = ADM.file
 
 
 class Untrained(library.FeatureExtractorInceptionV3):
@@ -43,7 +47,8 @@ def offline(home, monkeypatch):
     monkeypatch.setenv("GENENV_HOME", str(home))
     monkeypatch.setenv("TORCH_HOME", str(home / "torch"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(inception, "WEIGHTS_SHA256", sha256(home / WEIGHTS.file)[:8])
+    published = dataclasses.replace(WEIGHTS, sha256=sha256(home / WEIGHTS.file)[:8])
+    monkeypatch.setitem(DOWNLOADS, inception.WEIGHTS, published)
     return home
 
 
@@ -91,10 +96,10 @@ def test_inception_sees_what_torch_fidelity_and_adagen_show_it(offline, monkeypa
 
 
 def test_weights_are_refused_before_they_are_unpickled_where_their_hash_is_wrong(offline, monkeypatch):
-    monkeypatch.setattr(inception, "WEIGHTS_SHA256", "6726825d")
+    monkeypatch.setitem(DOWNLOADS, inception.WEIGHTS, WEIGHTS)
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
     with pytest.raises(CheckpointError, match=r"has sha256 [0-9a-f]{64}, but it must begin with 6726825d"):
-        InceptionExtractor(BACKBONE, "adagen")
+        InceptionExtractor(256, ADM, "adagen")
 
 
 def test_weights_are_found_where_torch_fidelity_keeps_them(offline, monkeypatch, tmp_path):
@@ -103,7 +108,7 @@ def test_weights_are_found_where_torch_fidelity_keeps_them(offline, monkeypatch,
     (hub / WEIGHTS.file).write_bytes(b"another")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(CheckpointError, match=f"{hub / WEIGHTS.file} has sha256"):
-        InceptionExtractor(BACKBONE, "adagen")
+        InceptionExtractor(256, ADM, "adagen")
 
 
 @pytest.mark.parametrize(("missing", "page"), [(WEIGHTS.file, "toshas"), (REFERENCE, "guided-diffusion")])
@@ -131,7 +136,7 @@ def test_a_file_that_is_no_reference_is_refused(offline, monkeypatch, tmp_path, 
     else:
         write_reference(tmp_path / REFERENCE, **arrays)
     with pytest.raises(CheckpointError, match=message):
-        InceptionExtractor(BACKBONE, "torch-fidelity")
+        InceptionExtractor(256, ADM, "torch-fidelity")
     assert not (tmp_path / "recorded_sha256.json").exists()
 
 
@@ -146,19 +151,12 @@ def test_a_reference_of_moments_alone_has_no_images(offline, tmp_path):
 
 def test_images_of_another_size_are_reduced_to_that_of_the_reference(offline, monkeypatch):
     monkeypatch.setattr(inception, "_build", lambda path: nn.Sequential(nn.MaxPool2d(13), nn.Linear(1587, 1)))
-    extractor = InceptionExtractor("imagenet384-llamagen-l", "adagen")
+    extractor = Judge("imagenet384-llamagen-l", "adagen").extractor
     images = photos(1, pixels=384)
     smaller = F.interpolate(images, size=(256, 256), mode="bicubic")
     torch.testing.assert_close(extractor(images), extractor(smaller))
 
 
-def test_a_backbone_without_reference_statistics_is_refused():
-    with pytest.raises(ValueError, match=r"statistics for .*imagenet256.*, not for backbone 'coco-x'"):
-        InceptionExtractor("coco-x", "adagen")
-
-
-def test_every_released_class_conditional_generator_has_a_reference():
-    from genenv.releases import BACKBONES
-
-    tiers = {name.partition("-")[0] for name in BACKBONES if name.startswith("imagenet")}
-    assert tiers <= inception.REFERENCES.keys()
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name.startswith("imagenet")])
+def test_every_released_class_conditional_generator_has_a_judge(backbone):
+    assert list(tier_of(backbone).judges) == ["torch-fidelity", "adagen"]

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-from genenv.checkpoints import backbone_folder, sha256
+from genenv.checkpoints import sha256
 from genenv.data import digits
 from genenv.metrics import judge as module
 from genenv.metrics.fid import Reference
 from genenv.metrics.inception_score import inception_score
 from genenv.metrics.judge import Judge, Measurement
+from genenv.tiers import backbone_folder
 
 NAMES = {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score", "accuracy"}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from genenv.models.clip import CLIP, from_open_clip, from_transformers
+from genenv.models.clip import CLIP, Tokenizer, from_open_clip, from_transformers
 
 transformers = pytest.importorskip("transformers")
 open_clip = pytest.importorskip("open_clip")
@@ -16,12 +16,20 @@ TEXTS = ["a handwritten three", "the digit 7", "three"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+def vocabulary(tmp_path_factory):
+    """The folder of a tokenizer, and transformers' reading of it."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return folder, write_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
-def of_transformers(tokenizer):
+def tokenizer(vocabulary):
+    return vocabulary[1]
+
+
+@pytest.fixture(scope="module")
+def of_transformers(vocabulary):
+    folder, tokenizer = vocabulary
     torch.manual_seed(0)
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -31,7 +39,7 @@ def of_transformers(tokenizer):
         projection_dim=8,
     )
     network = transformers.CLIPModel(config).eval().requires_grad_(False)
-    return from_transformers(network, tokenizer, MEAN, STD)
+    return from_transformers(network, Tokenizer(folder / "tokenizer.json", 9, full=False), MEAN, STD)
 
 
 @pytest.fixture(scope="module")

@@ -2,24 +2,25 @@ import gymnasium as gym
 import pytest
 import torch
 
-from genenv.checkpoints import DIGITS_PARTS, backbone_folder, load_generator
 from genenv.data import digits
 from genenv.models.digits_classifier import DigitsClassifier
 from genenv.models.digits_discriminator import DigitsDiscriminator
 from genenv.models.digits_vq import DigitsVQ
 from genenv.models.maskgit import maskgit_digits
 from genenv.rollout import generate, static_actor
+from genenv.tiers import backbone_folder, load_part
+from genenv.tiers.digits import DIGITS
 from genenv.zoo.digits import split
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_generator("vq", "digits")
+    return load_part("vq", "digits")
 
 
 @pytest.fixture(scope="module")
 def transformer():
-    return load_generator("maskgit", "digits")
+    return load_part("maskgit", "digits")
 
 
 @torch.no_grad()
@@ -96,7 +97,7 @@ def test_the_samples_of_the_hand_crafted_schedule_show_their_labels():
         "AdaGen/MaskGIT-v0", num_envs=200, contexts="cycle", reward="none", autoreset_mode="Disabled"
     )
     episode = generate(env, static_actor(env), 200, seed=10**6)
-    predicted = load_generator("judge", "digits")(episode.images).argmax(1)
+    predicted = load_part("judge", "digits")(episode.images).argmax(1)
     assert (predicted == episode.context).float().mean() >= 0.95
 
 
@@ -114,7 +115,7 @@ def test_the_classifier_reads_its_logits_off_its_features():
 def test_the_shipped_classifiers_read_digits_that_they_have_not_seen(name):
     images, labels = digits()
     _, test = split()
-    right = load_generator(name, "digits")(images[test]).argmax(1) == labels[test]
+    right = load_part(name, "digits")(images[test]).argmax(1) == labels[test]
     assert len(test) == 360
     assert right.float().mean() >= 0.97
 
@@ -126,7 +127,7 @@ def test_the_discriminator_judges_every_place_of_every_depth():
     assert logits.shape == (3, 64 + 16 + 4)
 
 
-@pytest.mark.parametrize("part", [*DIGITS_PARTS, "reference"])
+@pytest.mark.parametrize("part", [*DIGITS.parts, "reference"])
 def test_the_shipped_files_are_small(part):
     size = (backbone_folder("digits") / f"{part}.safetensors").stat().st_size
     assert 0 < size < 4_000_000

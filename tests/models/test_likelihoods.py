@@ -26,9 +26,9 @@ def sampled(env_id):
 
 def test_raster_log_probabilities_are_those_of_the_tokens_read_one_by_one():
     _, context, states = sampled("AdaGen/LlamaGen-v0")
-    from genenv.checkpoints import load_generator
+    from genenv.tiers import load_part
 
-    model = load_generator("llamagen", "digits")
+    model = load_part("llamagen", "digits")
     tokens = states[-1].tokens
     found = model.log_prob(tokens, context)
     cache, expected = model.new_cache(N), []

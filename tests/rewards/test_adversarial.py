@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from genenv.checkpoints import CheckpointError
-from genenv.data import digits, real_like
+from genenv.data import digits
 from genenv.models.digits_discriminator import DigitsDiscriminator
 from genenv.models.projected_discriminator import ClassMapping, ProjectedDiscriminator, vision_transformer
 from genenv.releases import RELEASES
-from genenv.rewards import adversarial
 from genenv.rewards.adversarial import AdversarialReward, adversarial_loss, discriminator, pretrained
 from genenv.rollout import run_episode
+from genenv.tiers.digits import DIGITS
 
 SIDE = 16
 DINO = "dino-vit-s-16"
@@ -153,7 +153,7 @@ def test_the_shipped_discriminator_prefers_digits_to_samples_of_random_schedules
     assert paid.shape == (128,)
     assert paid.min() > 0
     assert paid.max() < 1
-    assert share_above(reward, real_like(labels, generator), labels, episode.images, labels) > 0.75
+    assert share_above(reward, DIGITS.real_like(labels, generator), labels, episode.images, labels) > 0.75
 
 
 @pytest.mark.parametrize("other", ["noise", "black", "wrong label"])
@@ -273,7 +273,6 @@ def test_without_the_transformers_weights_the_error_says_what_to_put_where(home)
 
 
 def test_a_random_backbone_needs_no_weights(home, monkeypatch):
-    monkeypatch.setattr(adversarial, "dino_vit_s_16", tiny_vit)
     first, second = (discriminator("random:imagenet256-maskgit-l", 1000) for _ in range(2))
     images = torch.rand(2, 3, SIDE, SIDE)
     assert all(torch.equal(a, b) for a, b in zip(first.dino(images), second.dino(images), strict=True))

@@ -5,12 +5,11 @@ import sys
 import pytest
 import torch
 
-from genenv.checkpoints import CheckpointError, backbone_folder, write_manifest
+from genenv.checkpoints import CheckpointError
 from genenv.data import digits
 from genenv.models.clip import CLIP
 from genenv.prompts import prompts
 from genenv.protocols import Reward
-from genenv.rewards import clip as scorers
 from genenv.rewards import make_reward
 from genenv.rewards.clip import (
     HPSV2,
@@ -23,6 +22,7 @@ from genenv.rewards.clip import (
     make_hpsv2_0,
     make_pickscore,
 )
+from genenv.tiers import backbone_folder, write_manifest
 from genenv.zoo.digits import split
 from genenv.zoo.scorers import write_tokenizer
 
@@ -51,8 +51,7 @@ def save_clip(folder, seed=0):
         vision_config={**tower, "image_size": 12, "patch_size": 6},
         projection_dim=8,
     )
-    with scorers._without_progress_bars():
-        transformers.CLIPModel(config).save_pretrained(folder)
+    transformers.CLIPModel(config).save_pretrained(folder)
     mean_std = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.25]}
     (folder / "preprocessor_config.json").write_text(json.dumps(mean_std))
     return folder
@@ -183,8 +182,6 @@ def test_a_checkpoint_with_objects_is_refused(home):
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("model.safetensors", b""),
-        ("model.safetensors", None),
         ("config.json", b"{"),
         ("tokenizer.json", b"{"),
         ("preprocessor_config.json", b"{}"),
@@ -197,6 +194,14 @@ def test_a_damaged_clip_folder_is_refused(tmp_path, file, content):
         load_clip(tmp_path / "clip")
 
 
+@pytest.mark.parametrize("size", [0, 1000])
+def test_damaged_weights_of_a_clip_are_refused(tmp_path, size):
+    path = save_clip(tmp_path / "clip") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a readable checkpoint"):
+        load_clip(tmp_path / "clip")
+
+
 def test_weights_that_are_not_of_a_clip_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -204,7 +209,7 @@ def test_weights_that_are_not_of_a_clip_are_refused(tmp_path):
     state = load_file(path)
     del state["visual_projection.weight"]
     save_file(state, path, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"it lacks visual_projection\.weight"):
+    with pytest.raises(CheckpointError, match=r"(?s)does not fit CLIPModel.*visual_projection\.weight"):
         load_clip(tmp_path / "clip")
 
 
@@ -213,7 +218,7 @@ def test_a_clip_of_another_size_is_refused(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["projection_dim"] = 4
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="is not a readable CLIP of transformers"):
+    with pytest.raises(CheckpointError, match=r"(?s)model\.safetensors does not fit CLIPModel: .*projection"):
         load_clip(folder)
 
 
@@ -234,12 +239,13 @@ def test_offline_one_error_says_what_to_put_where(home):
 def test_what_is_missing_is_downloaded(home, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     source = save_clip(tmp_path / "clip-vit-large-patch14")
-    hub = "https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/"
-    monkeypatch.setattr(
-        torch.hub,
-        "download_url_to_file",
-        lambda url, path: shutil.copy(source / url.removeprefix(hub), path),
-    )
+
+    def download(repo, file, *, revision, local_dir):
+        assert (repo, revision) == ("openai/clip-vit-large-patch14", "main")
+        local_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / file, local_dir)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     expected = PromptScore("clip", load_clip(source), prompts(IMAGENET))(IMAGES, LABELS)
     assert torch.equal(make_clip(IMAGENET, "cpu")(IMAGES, LABELS), expected)
 

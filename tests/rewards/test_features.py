@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 import sys
 
@@ -7,15 +8,17 @@ import torch
 from torchvision.models import Inception_V3_Weights, inception_v3
 from torchvision.transforms.functional import normalize, resize
 
-from genenv.checkpoints import CheckpointError, load_generator, sha256
+from genenv.checkpoints import CheckpointError, sha256
 from genenv.data import digits
 from genenv.metrics.frechet import moments
-from genenv.metrics.inception import REFERENCES
+from genenv.releases import DOWNLOADS
 from genenv.rewards import features
-from genenv.rewards.features import WEIGHTS, TorchvisionInception, real_moments, reward_features
+from genenv.rewards.features import TorchvisionInception, real_moments, reward_features
+from genenv.tiers import load_part
 
 BACKBONE = "imagenet256-dit-xl-2"
-PIXELS, REFERENCE = REFERENCES["imagenet256"]
+PIXELS, REFERENCE = 256, DOWNLOADS["adm-imagenet-256"]
+WEIGHTS = DOWNLOADS["inception-torchvision"]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,8 @@ def offline(home, monkeypatch, tmp_path):
     monkeypatch.setenv("GENENV_HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(features, "WEIGHTS_SHA256", sha256(home / WEIGHTS.file)[:8])
+    published = dataclasses.replace(WEIGHTS, sha256=sha256(home / WEIGHTS.file)[:8])
+    monkeypatch.setitem(DOWNLOADS, features.WEIGHTS, published)
     return tmp_path
 
 
@@ -112,7 +116,7 @@ def test_images_go_through_in_chunks_and_with_the_sharpness_of_the_real_ones(mon
 
 
 def test_weights_are_refused_before_they_are_read_where_their_hash_is_wrong(offline, monkeypatch):
-    monkeypatch.setattr(features, "WEIGHTS_SHA256", "0cc3c7bd")
+    monkeypatch.setitem(DOWNLOADS, features.WEIGHTS, WEIGHTS)
     monkeypatch.setattr(features, "read_state_dict", lambda path: pytest.fail("read"))
     with pytest.raises(
         CheckpointError, match=r"has sha256 [0-9a-f]{64}, but it must begin with 0cc3c7bd; down"
@@ -142,12 +146,6 @@ def test_a_missing_torchvision_is_named_with_its_remedy(offline, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     with pytest.raises(ImportError, match=r"pip install 'genenv\[metrics\]'"):
         TorchvisionInception(PIXELS)
-
-
-def test_a_backbone_without_real_images_is_refused(monkeypatch):
-    monkeypatch.delitem(REFERENCES, "imagenet256")
-    with pytest.raises(ValueError, match=f"there are real images for imagenet384, .*, not for '{BACKBONE}'"):
-        reward_features(BACKBONE, "cpu")
 
 
 def test_a_reference_of_moments_alone_is_refused(offline):
@@ -203,7 +201,7 @@ def test_rewards_of_imagenet_see_real_images_as_generated_ones(offline, monkeypa
 def test_rewards_of_digits_see_a_classifier_that_is_not_the_judge():
     extractor, mean, covariance = reward_features("digits", "cpu")
     images = digits()[0]
-    classifier, judge = (load_generator(part, "digits") for part in ("reward_features", "judge"))
+    classifier, judge = (load_part(part, "digits") for part in ("reward_features", "judge"))
     found = extractor.features(images)
     assert torch.equal(found, classifier.features(images))
     assert not torch.allclose(found, judge.features(images))

@@ -75,8 +75,8 @@ def test_a_reward_of_ones_own_replaces_that_of_the_same_name():
 
 
 def test_every_name_stands_for_a_factory():
-    for path in REWARDS.values():
-        module, _, name = path.partition(":")
+    for reward in REWARDS.values():
+        module, _, name = reward.factory.partition(":")
         assert callable(getattr(importlib.import_module(module), name))
 
 

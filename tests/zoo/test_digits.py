@@ -6,12 +6,14 @@ import gymnasium as gym
 import pytest
 import torch
 
-from genenv.checkpoints import backbone_folder, load_generator, load_tensors, sha256
+from genenv.checkpoints import load_tensors, sha256
 from genenv.data import digits
 from genenv.models.digits_classifier import DigitsClassifier
 from genenv.models.digits_discriminator import DigitsDiscriminator
 from genenv.models.digits_vq import DigitsVQ
 from genenv.models.maskgit import MaskGITTransformer
+from genenv.tiers import backbone_folder, load_part
+from genenv.tiers.digits import DIGITS
 from genenv.zoo import digits as zoo
 from genenv.zoo import training
 from genenv.zoo.training import WeightAverage
@@ -33,7 +35,7 @@ def classifier(**kwargs):
 
 
 def maskgit(**kwargs):
-    return zoo.train_maskgit(load_generator("vq", "digits"), batch_size=8, **kwargs)
+    return zoo.train_maskgit(load_part("vq", "digits"), batch_size=8, **kwargs)
 
 
 RECIPES = {
@@ -137,7 +139,14 @@ def test_a_part_can_be_rebuilt_alone(tmp_path, monkeypatch):
     assert rebuilt == hashes | {"reference.safetensors": sha256(folder / "reference.safetensors")}
     seconds = json.loads((folder / "build.json").read_text())
     assert set(seconds) == set(zoo.PARTS)
-    assert cards == [(folder, seconds)]
+    ((written, contents, times),) = cards
+    assert (written, times) == (folder, seconds)
+    assert set(contents.parts) == set(zoo.PARTS)
+
+
+def test_the_zoo_makes_every_network_of_the_tier():
+    assert set(zoo.PARTS) == {*DIGITS.parts, *DIGITS.folder_parts, "reference"}
+    assert {generator.part for generator in zoo.GENERATORS} <= set(DIGITS.parts)
 
 
 def test_the_progress_of_a_build_names_its_part(tmp_path, monkeypatch):
@@ -145,7 +154,8 @@ def test_the_progress_of_a_build_names_its_part(tmp_path, monkeypatch):
         progress(1, 2, 0.5)
         return torch.nn.Linear(1, 1)
 
-    monkeypatch.setitem(zoo.PARTS, "vq", (1, lambda out, progress: train(progress).state_dict()))
+    part = zoo.Part("a test", lambda out, progress: train(progress).state_dict())
+    monkeypatch.setitem(zoo.PARTS, "vq", part)
     monkeypatch.setattr(zoo, "write_card", lambda *arguments: None)
     reports = []
     zoo.build(tmp_path / "zoo", only="vq", progress=lambda *report: reports.append(report))

@@ -2,14 +2,14 @@ import functools
 
 import torch
 
-from genenv.checkpoints import load_generator
 from genenv.models.llamagen import LlamaGenTransformer
+from genenv.tiers import load_part
 from genenv.zoo.llamagen import train_llamagen
 
 
 @functools.cache
 def tokenizer():
-    return load_generator("vq", "digits")
+    return load_part("vq", "digits")
 
 
 def train(**kwargs):

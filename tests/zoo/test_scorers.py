@@ -3,10 +3,10 @@ import functools
 import pytest
 import torch
 
-from genenv.checkpoints import backbone_folder
 from genenv.data import digits
 from genenv.prompts import prompts
 from genenv.rewards.clip import load_clip, load_open_clip
+from genenv.tiers import backbone_folder
 from genenv.zoo import scorers
 from genenv.zoo.digits import build, split
 from genenv.zoo.scorers import CORRUPTIONS, TEMPLATES, corrupt, like, train_clip, train_hpsv2
@@ -21,7 +21,7 @@ WEIGHTS = {"clip": "model.safetensors", "hpsv2": "hpsv2.pt"}
 def load(part, folder):
     if part == "clip":
         return load_clip(folder / "clip")
-    return load_open_clip(f"local-dir:{folder / 'hpsv2'}", folder / "hpsv2" / "hpsv2.pt")
+    return load_open_clip(folder / "hpsv2", folder / "hpsv2" / "hpsv2.pt")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,372 @@
+"""What belongs to a tier of generators, and where its networks lie.
+
+A tier is what its backbones have in common: the size of the images, what the labels mean, the real images, the judge.
+A backbone is one set of weights: a folder that says in its manifest of which tier it is, or released checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from genenv import data
+from genenv.checkpoints import (
+    MANIFEST,
+    ZOO_REMEDY,
+    CheckpointError,
+    load_release,
+    load_state,
+    load_tensors,
+    read_json,
+    sha256,
+    write_text,
+)
+from genenv.models.clip import CLIP
+from genenv.protocols import Reward
+from genenv.releases import RELEASES
+
+RANDOM = "random:"
+"""Before the name of a released backbone: its networks with random weights, to measure speed without a download."""
+BUILT_IN = {"digits": "genenv.tiers.digits", "imagenet": "genenv.tiers.imagenet"}
+"""Family of tiers -> the module that registers it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Real images in numbers.
+
+    Attributes:
+        mean, covariance: (D,) and (D, D) float64, of their features.
+        sha256: of the file that says so.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    sha256: str
+
+
+class Extractor(Protocol):
+    """Turns images into features and class logits, and knows what real images give.
+
+    Attributes:
+        protocol: how it does so; numbers of different protocols cannot be compared.
+        sha256: of its weights.
+        reference: moments of the real images' features.
+        dtype: of the generated features' moments.
+        labelled: whether the logits are those of the labels, so that there is an accuracy.
+        num_classes: of the logits.
+        device: where features and logits are.
+    """
+
+    protocol: str
+    sha256: str
+    reference: Reference
+    dtype: torch.dtype
+    labelled: bool
+    num_classes: int
+    device: torch.device
+
+    @functools.cached_property
+    def real(self) -> Tensor | None:
+        """The features (M, D) of real images, None where there are none."""
+        ...
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns features (N, D) and logits (N, num_classes) of images (N, C, H, W) in [0, 1]."""
+        ...
+
+
+class FeatureExtractor(Protocol):
+    """Gives features of images."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Returns (N, D) of images (N, C, H, W) in [0, 1]."""
+        ...
+
+
+Labelled = tuple[Tensor, Tensor]
+"""Images (M, C, H, W) in [0, 1] and their labels (M,)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tier:
+    """What a tier's generators have in common. All but the first three may be left out; what needs them then says so.
+
+    Attributes:
+        name: of the tier.
+        image_shape: (C, H, W).
+        class_names: what each label shows, in words.
+        parts: {name: builder} of the networks of a folder, each in `<name>.safetensors`.
+        folder_parts: names of networks in a folder of their own, in the format of another library.
+        folder: of the backbone that is called like the tier.
+        released: {backbone: {part: key of `genenv.releases.RELEASES`}}.
+        licence: of the weights in the folder.
+        prompt: the text of a class, such as "a photo of a {}".
+        real_images: gives the real images and their labels.
+        judges: {protocol: (backbone, device) -> extractor}, the first being the usual one: see
+            `genenv.metrics.judge.Judge`.
+        reward_features: (backbone, device) -> features that rewards may use, and their mean (D,) and covariance (D, D)
+            over the real images.
+        discriminator: (backbone, number of labels, generator) -> an untrained one, called as (images, labels).
+        scorers: {reward: backbone -> network that compares an image with its class's prompt}.
+        rewards: {name: (backbone, device) -> reward} of its own, beside those of `genenv.rewards`.
+        default_reward: what reward="default" stands for.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    class_names: Sequence[str]
+    parts: Mapping[str, Callable[[], nn.Module]] = dataclasses.field(default_factory=dict)
+    folder_parts: Sequence[str] = ()
+    folder: Path | None = None
+    released: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    licence: str = "unknown"
+    prompt: str | None = None
+    real_images: Callable[[], Labelled] | None = None
+    judges: Mapping[str, Callable[[str, torch.device], Extractor]] = dataclasses.field(default_factory=dict)
+    reward_features: Callable[[str, str], tuple[FeatureExtractor, Tensor, Tensor]] | None = None
+    discriminator: Callable[[str, int, torch.Generator | None], nn.Module] | None = None
+    scorers: Mapping[str, Callable[[str], CLIP]] = dataclasses.field(default_factory=dict)
+    rewards: Mapping[str, Callable[[str, str], Reward]] = dataclasses.field(default_factory=dict)
+    default_reward: str = "none"
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """Names of its generators that need no folder of the user's."""
+        return (*([] if self.folder is None else [self.name]), *self.released)
+
+    def need(self, what: str) -> Any:
+        """Returns an attribute that may be left out, or raises a ValueError that says what is missing."""
+        value = getattr(self, what)
+        if not value:
+            raise ValueError(f"tier {self.name!r} has no {ABSENT[what]}: Tier({what}=...) gives it one")
+        return value
+
+    def prompts(self) -> tuple[str, ...]:
+        """Returns the text of every class."""
+        return tuple(self.need("prompt").format(name) for name in self.class_names)
+
+    def real_like(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Returns one random real image (N, C, H, W) of each label (N,), on the labels' device."""
+        return data.real_like(self.need("real_images")(), labels, generator)
+
+
+ABSENT = {
+    "prompt": "prompt for its classes",
+    "real_images": "real images",
+    "judges": "judge",
+    "reward_features": "features for rewards",
+    "discriminator": "discriminator",
+    "scorers": "scorer of prompts",
+}
+"""Attribute of a tier that may be left out -> what it is called in an error."""
+
+_TIERS: dict[str, Tier] = {}
+
+
+def register_tier(tier: Tier) -> None:
+    """Makes a tier known, so that `backbone=` takes its names, and every folder whose manifest names it.
+
+    Raises:
+        ValueError: if another tier has its name, or the name of one of its backbones.
+    """
+    taken = {name: other for other in _TIERS.values() for name in (other.name, *other.backbones)}
+    for name in (tier.name, *tier.backbones):
+        if name in taken and taken[name] != tier:
+            raise ValueError(f"{name!r} is a name of the tier {taken[name].name!r} already; choose another")
+    _TIERS[tier.name] = tier
+
+
+def tiers() -> dict[str, Tier]:
+    """Returns {name: tier} of all that are known, the built-in ones first."""
+    _register_built_in()
+    return dict(_TIERS)
+
+
+@functools.cache
+def _register_built_in() -> None:
+    outside = dict(_TIERS)
+    _TIERS.clear()
+    for module in BUILT_IN.values():
+        for tier in importlib.import_module(module).TIERS:
+            register_tier(tier)
+    for tier in outside.values():
+        register_tier(tier)
+
+
+def tier_of(backbone: str) -> Tier:
+    """Returns the tier of a backbone: a name that `genenv list` shows, or a folder with a manifest.
+
+    Raises:
+        ValueError: if there is no such backbone, or its tier is not registered.
+        CheckpointError: if the folder has no manifest, or a damaged one.
+    """
+    known = tiers()
+    for tier in known.values():
+        if backbone in tier.backbones or (
+            backbone.startswith(RANDOM) and backbone.removeprefix(RANDOM) in tier.released
+        ):
+            return tier
+    if os.sep not in backbone and not Path(backbone).is_dir():
+        raise ValueError(
+            f"backbone must be {', '.join(map(repr, _folder_names(known)))}, another name that `genenv list` shows, "
+            f"or a folder of the zoo, got {backbone!r}"
+        )
+    folder = Path(backbone).expanduser()
+    if not (folder / MANIFEST).is_file():
+        raise CheckpointError(
+            f"backbone {backbone!r} is not a folder with a {MANIFEST}; make one with "
+            f"`genenv zoo build digits --out {backbone}`, or with genenv.tiers.write_manifest"
+        )
+    name = _tier_name(folder)
+    if name not in known:
+        raise ValueError(
+            f"{folder / MANIFEST} names the tier {name!r}, but there are {', '.join(known)}: import the module "
+            "that registers it"
+        )
+    return known[name]
+
+
+def _folder_names(known: Mapping[str, Tier]) -> list[str]:
+    return [tier.name for tier in known.values() if tier.folder is not None]
+
+
+def _tier_name(folder: Path) -> str:
+    """Returns the tier that a folder's manifest names, "digits" where it names none."""
+    return read_json(folder / MANIFEST).get("tier", "digits")
+
+
+def backbone_folder(backbone: str) -> Path:
+    """Returns the folder of a backbone's networks: one that comes with its tier, or the user's own.
+
+    Raises:
+        ValueError: if there is no such backbone, or it is a released one.
+    """
+    tier = tier_of(backbone)
+    if backbone == tier.name and tier.folder is not None:
+        return tier.folder
+    if backbone.removeprefix(RANDOM) in tier.released:
+        raise ValueError(f"backbone {backbone!r} consists of released files and has no folder of its own")
+    return Path(backbone).expanduser()
+
+
+def parts_of(backbone: str) -> tuple[str, ...]:
+    """Returns the names of a backbone's networks."""
+    tier = tier_of(backbone)
+    return tuple(tier.released.get(backbone.removeprefix(RANDOM), tier.parts))
+
+
+def backbones_with(parts: Sequence[str]) -> list[str]:
+    """Returns the named backbones that have all these parts."""
+    names = [name for tier in tiers().values() for name in tier.backbones]
+    return [name for name in names if set(parts) <= set(parts_of(name))]
+
+
+def licences(backbone: str) -> dict[str, str]:
+    """Returns {file: licence} of a backbone's weights."""
+    tier = tier_of(backbone)
+    released = tier.released.get(backbone.removeprefix(RANDOM))
+    if released is None:
+        return {", ".join(["*.safetensors", *tier.folder_parts]): tier.licence}
+    return {RELEASES[name].file: RELEASES[name].licence for name in released.values()}
+
+
+def load_part(part: str, backbone: str, trainable: bool = False) -> Any:
+    """Returns a network of a backbone, in eval mode.
+
+    A frozen one needs no gradients and no reparametrisation: spectral norms are folded into the weights, which keep
+    their values. A trainable one keeps both. It is in eval mode too, without dropout, so that what it says of a sample
+    while learning is what it said while sampling; `.train()` turns dropout on.
+
+    Args:
+        part: the network's name, such as "maskgit", "vq" or "judge".
+        backbone: a backbone's name, or a folder with a manifest.
+        trainable: whether its parameters require gradients.
+
+    Raises:
+        ValueError: if there is no such backbone, or it has no such part.
+        CheckpointError: if its file is missing, damaged or another one.
+    """
+    tier, known = tier_of(backbone), parts_of(backbone)
+    if part not in known:
+        raise ValueError(
+            f"backbone {backbone!r} of the tier {tier.name!r} has no {part!r}; it has {', '.join(known) or 'none'}"
+        )
+    released = tier.released.get(backbone.removeprefix(RANDOM))
+    if released is None:
+        model = tier.parts[part]()
+        path = backbone_folder(backbone) / f"{part}.safetensors"
+        load_state(model, load_tensors(path), path)
+    elif backbone.startswith(RANDOM):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = RELEASES[released[part]].build()
+    else:
+        model = load_release(released[part])
+    model.eval().requires_grad_(trainable)
+    return model if trainable else without_parametrisations(model)
+
+
+@torch.no_grad()
+def without_parametrisations(model: nn.Module) -> nn.Module:
+    """Returns the network, changed in place, with plain weights of the values that its parametrisations give.
+
+    Such a network can be pickled, and judges without the threads that a norm in a forked process would wait for.
+    """
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(getattr(module, "parametrizations", {})):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    return model.requires_grad_(False)
+
+
+def checked_folder(backbone: str, part: str) -> Path:
+    """Returns the folder of a part that another library reads, after comparing it with the backbone's manifest.
+
+    Raises:
+        CheckpointError: if a file is missing, damaged or not in the manifest.
+    """
+    folder = backbone_folder(backbone)
+    known = read_json(folder / MANIFEST)
+    expected = {name: digest for name, digest in known.items() if name.startswith(f"{part}/")}
+    if not expected:
+        raise CheckpointError(f"{folder / part} is not in {folder / MANIFEST}; {ZOO_REMEDY}")
+    for name, path in _files(folder / part, folder):
+        if expected.get(name) != sha256(path):
+            raise CheckpointError(f"{path} is not the file that {folder / MANIFEST} names; {ZOO_REMEDY}")
+        del expected[name]
+    if expected:
+        raise CheckpointError(f"{folder / next(iter(expected))} is missing; {ZOO_REMEDY}")
+    return folder / part
+
+
+def _files(folder: Path, root: Path) -> list[tuple[str, Path]]:
+    """Returns (name, path) of every file below a folder, named from `root`."""
+    return [(p.relative_to(root).as_posix(), p) for p in sorted(folder.rglob("*")) if p.is_file()]
+
+
+def write_manifest(folder: Path, tier: str = "digits") -> None:
+    """Records a folder's tier, and the sha256 of its weight files and of every file in its `Tier.folder_parts`.
+
+    Raises:
+        ValueError: if there is no such tier, or the folder is another's.
+    """
+    known = tiers()
+    if tier not in known:
+        raise ValueError(f"tier must be one of {', '.join(known)}, got {tier!r}")
+    if (folder / MANIFEST).is_file() and _tier_name(folder) != tier:
+        raise ValueError(f"{folder} holds networks of the tier {_tier_name(folder)!r}, not of {tier!r}")
+    weights = [(p.name, p) for p in sorted(folder.glob("*.safetensors"))]
+    inner = [pair for part in known[tier].folder_parts for pair in _files(folder / part, folder)]
+    hashes = {name: sha256(path) for name, path in weights + inner}
+    write_text(folder / MANIFEST, json.dumps({"tier": tier} | hashes, indent=2) + "\n")
