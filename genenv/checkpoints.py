@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,22 @@ MANIFEST = "manifest.json"
 ZOO_REMEDY = "reinstall genenv, or rebuild the folder with `genenv zoo build`"
 NESTED = ("ema", "model", "module", "state_dict")
 """Keys under which training scripts keep the weights, the averaged ones first."""
+
+
+WRITE_ERRORS = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""What the operating system says of a file that cannot be written."""
 
 
 class CheckpointError(ValueError):
@@ -179,11 +197,30 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Loads tensors into a model, with a readable error where names or shapes differ."""
+    """Loads the tensors of a file into a model.
+
+    Raises:
+        CheckpointError: if names or shapes differ, or a number is not finite.
+    """
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from None
+    check_finite(dict(model.named_parameters()), path)
+    check_finite({n: v for n, v in model.named_buffers() if not v.is_meta and not _is_mask(v)}, path)
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raises a CheckpointError that names the first tensor with a NaN or an infinity."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            wrong = value.detach()[~value.isfinite()][0].item()
+            raise CheckpointError(f"{source}: {name} must be finite, got {wrong}; the weights are damaged")
+
+
+def _is_mask(value: Tensor) -> bool:
+    """Returns whether a buffer is an additive mask of attention: zeros, and minus infinity where nothing is seen."""
+    return value.is_floating_point() and bool(((value == 0) | (value == -torch.inf)).all())
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -236,14 +273,71 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name that becomes `path` when the block ends well, and is removed when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yields a temporary name that becomes `path` when the block ends well, and is removed when it fails.
+
+    The content is on the disk before the name changes, so that a crash leaves the old file or the new one. What a
+    killed process left of the same file is removed.
+
+    Raises:
+        OSError: if it cannot be written, naming `path`, whose old content stays.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
         yield partial
+        _flush(partial)
         os.replace(partial, path)
+        _flush(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = _disk_error(error)
+        if reason is None:
+            raise
+        raise OSError(f"{path} could not be written: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _disk_error(error: Exception) -> str | None:
+    """Returns what the operating system said to a failed write, None where the error is another."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in WRITE_ERRORS else None
+    if isinstance(error, SafetensorError) and "os error" in str(error):
+        return str(error)
+    if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):  # torch hides the reason
+        return "the disk may be full, or a quota used up"
+    return None
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file's content, or a directory's names, are on the disk."""
+    if path.is_dir() and os.name == "nt":  # directories cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes the temporary files of `path` whose writers are no more."""
+    for other in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        writer = other.name.removeprefix(f"{path.name}.").removesuffix(".partial")
+        if writer.isdecimal() and not _is_alive(int(writer)):
+            other.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 is no question
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def sha256(path: Path) -> str:

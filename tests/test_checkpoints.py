@@ -1,5 +1,9 @@
 import errno
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -10,6 +14,7 @@ from genenv import checkpoints
 from genenv.checkpoints import (
     MANIFEST,
     CheckpointError,
+    load_state,
     load_tensors,
     save_tensors,
     sha256,
@@ -156,3 +161,119 @@ def test_a_hash_that_cannot_be_recorded_does_not_stop_the_weights(tmp_path, monk
     monkeypatch.setattr(checkpoints, "write_text", read_only)
     record()
     assert not (tmp_path / "recorded_sha256.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [("vq", "decoder.0.weight", torch.nan), ("maskgit", None, torch.inf), ("vq", "codebook", -torch.inf)],
+)
+def test_weights_that_are_not_finite_are_refused_by_name(zoo, part, name, value):
+    path = zoo / f"{part}.safetensors"
+    tensors = load_tensors(path)
+    name = name or next(n for n, v in tensors.items() if v.is_floating_point())
+    tensors[name].view(-1)[3] = value
+    save_tensors(tensors, path)
+    write_manifest(zoo)
+    with pytest.raises(
+        CheckpointError, match=rf"{part}\.safetensors: {name} must be finite, got -?(nan|inf)"
+    ):
+        load_part(part, str(zoo))
+
+
+def test_a_mask_of_attention_may_hold_minus_infinity():
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("mask", torch.zeros(2, 2))
+    state = model.state_dict() | {"mask": torch.full((2, 2), -torch.inf).triu(1)}
+    load_state(model, state, Path("x.pt"))
+    assert model.mask.isinf().sum() == 1
+    for wrong in (torch.nan, torch.inf):
+        with pytest.raises(CheckpointError, match=r"x\.pt: mask must be finite, got (nan|inf)"):
+            load_state(model, state | {"mask": torch.full((2, 2), wrong)}, Path("x.pt"))
+
+
+def test_weights_that_the_manifest_does_not_name_are_refused(zoo):
+    manifest = json.loads((zoo / MANIFEST).read_text())
+    del manifest["vq.safetensors"]
+    write_text(zoo / MANIFEST, json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"vq\.safetensors is not in .*manifest\.json; reinstall"):
+        load_part("vq", str(zoo))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not readable JSON"),
+        ("[]", "must hold a JSON object, got list"),
+        ("\xff", "is not readable JSON"),
+    ],
+)
+def test_a_damaged_manifest_is_named(zoo, content, message):
+    (zoo / MANIFEST).write_bytes(content.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=rf"manifest\.json {message}"):
+        load_part("vq", str(zoo))
+
+
+WRITERS = {
+    "text": "write_text(path, 'x' * 10**6)",
+    "tensors": "save_tensors({'x': torch.ones(10**6)}, path)",
+    "torch": "with replacing(path) as partial: torch.save({'x': torch.ones(10**6)}, partial)",
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_told_in_one_line_and_the_old_file_stays(tmp_path, writer):
+    code = f"""
+import resource, signal, sys, torch
+from pathlib import Path
+from genenv.checkpoints import replacing, save_tensors, write_text
+path = Path(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    {WRITERS[writer]}
+except OSError as error:
+    print(error)
+"""
+    path = tmp_path / "file"
+    path.write_text("old")
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{path} could not be written: ")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_an_error_that_is_not_the_disk_s_stays_what_it_is(tmp_path):
+    for error in (RuntimeError("of the network"), ConnectionRefusedError(errno.ECONNREFUSED, "refused")):
+        with pytest.raises(type(error)) as caught, checkpoints.replacing(tmp_path / "x"):
+            raise error
+        assert caught.value is error
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names open files by /proc")
+def test_what_is_written_is_on_the_disk_before_its_name_changes(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        calls.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(checkpoints.os, "fsync", synced)
+    monkeypatch.setattr(checkpoints.os, "replace", lambda a, b: calls.append("rename") or replace(a, b))
+    write_text(tmp_path / "x", "text")
+    assert calls == [f"x.{os.getpid()}.partial", "rename", tmp_path.name]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / f"x[1].json.{dead.pid}.partial"
+    kept = [
+        tmp_path / f"x[1].json.{os.getppid()}.partial",  # of a process that lives
+        tmp_path / f"y.json.{dead.pid}.partial",  # of another file
+        tmp_path / "x[1].json.old.partial",  # not ours
+    ]
+    for path in (left, *kept):
+        path.write_text("half")
+    write_text(tmp_path / "x[1].json", "{}")
+    assert {p.name for p in tmp_path.iterdir()} == {"x[1].json", *(p.name for p in kept)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genenv.checkpoints import load_tensors, sha256
+from genenv.checkpoints import check_finite, load_tensors, sha256
 from genenv.tiers import Reference, backbone_folder, load_part, tier_of
 
 
@@ -38,6 +38,7 @@ class ClassifierExtractor:
         folder = backbone_folder(backbone)
         path = folder / "reference.safetensors"
         statistics = load_tensors(path)
+        check_finite(statistics, path)
         self.mean, self.std = statistics["judge.mean"], statistics["judge.std"]
         self.sha256 = sha256(folder / "judge.safetensors")
         origin = torch.zeros_like(self.mean, dtype=torch.float64)

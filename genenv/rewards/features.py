@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from genenv.checkpoints import (
     CheckpointError,
+    check_finite,
     check_recorded,
     load_state,
     locate,
@@ -118,7 +119,10 @@ def real_moments(inception: TorchvisionInception, reference: Download) -> tuple[
         if not os.access(path.parent, os.W_OK):  # a folder that others fill
             return seen.mean, seen.covariance
         save_tensors({"mean": seen.mean, "covariance": seen.covariance}, kept)
+    _, record = check_recorded(kept)
     state = read_state_dict(kept)
+    check_finite(state, kept)
+    record()
     return state["mean"], state["covariance"]
 
 
