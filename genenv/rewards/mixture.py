@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from genenv.protocols import Context, ForgetfulReward, Reward, StatefulReward
 
+FLOAT32_MAX = torch.finfo(torch.float32).max
+
 
 class Mixture:
     """sum_c weight_c reward_c, each component kept by its name.
@@ -18,8 +19,11 @@ class Mixture:
     Args:
         rewards: {name: reward}.
         weights: {name: weight}; 1 for names that are left out.
-        normalise: standardise each component among the images of one group (by default of one context) before it is
-            weighed, as GRPO does, so that the weights hold whatever the components' scales are.
+        normalise: standardise each component among the images of a group before it is weighed, as GRPO does, so that
+            the weights hold whatever the components' scales are.
+
+    Raises:
+        ValueError: if a weight names no reward, or is not finite in float32.
     """
 
     def __init__(
@@ -35,8 +39,8 @@ class Mixture:
             raise ValueError(f"weights name no reward: {sorted(unknown)}; rewards are {sorted(self.rewards)}")
         self.weights = {name: float(given.get(name, 1.0)) for name in self.rewards}
         for name, weight in self.weights.items():
-            if not math.isfinite(weight):
-                raise ValueError(f"the weight of reward {name!r} must be finite, got {weight}")
+            if not abs(weight) <= FLOAT32_MAX:
+                raise ValueError(f"the weight of reward {name!r} must be finite in float32, got {weight}")
 
     def check_number(self, num_images: int) -> None:
         """Raises a ValueError where so few images at once cannot be judged."""
@@ -56,26 +60,30 @@ class Mixture:
 
         Args:
             images: (N, C, H, W) in [0, 1].
-            context: (N,).
-            group: (N,) int64, among whose images a normalised reward is standardised; by default the context.
+            context: (N,), what each was asked to show.
+            group: (N,) int64, among whose images components are standardised; None for those of one context.
 
         Raises:
-            ValueError: if a component gives anything but N finite numbers, or there is nothing to standardise among.
+            ValueError: if a component gives anything but N finite numbers, there is nothing to standardise among, or
+                the weighted sum is too large for float32.
         """
-        parts, total = {}, torch.zeros(len(images), device=images.device)
-        for name, reward in self.rewards.items():
-            value = reward(images, context)
-            if value.shape != (len(images),):
-                raise ValueError(f"reward {name!r} must return ({len(images)},), got {tuple(value.shape)}")
-            parts[name] = value.float()
-        values = torch.stack([*parts.values()])  # (components, N)
-        if not bool(values.isfinite().all()):  # one wait for the device
-            name, value = next((n, v) for n, v in parts.items() if not bool(v.isfinite().all()))
-            raise ValueError(f"reward {name!r} must be finite, got {value[~value.isfinite()][0].item()}")
-        if self.normalise:
-            values = standardise_groups(values, context if group is None else group)
-        for weight, value in zip(self.weights.values(), values, strict=True):
-            total = total + weight * value
+        parts = {name: _paid(name, reward(images, context), images) for name, reward in self.rewards.items()}
+        given = torch.stack([*parts.values()])  # (components, N)
+        values = standardise_groups(given, context if group is None else group) if self.normalise else given
+        weighted = [weight * value for weight, value in zip(self.weights.values(), values, strict=True)]
+        total = torch.stack(weighted).sum(0)
+        if not bool(given.isfinite().all() & total.isfinite().all()):  # one wait for the device
+            for name, value in parts.items():
+                if not bool(value.isfinite().all()):
+                    raise ValueError(
+                        f"reward {name!r} must be finite, got {value[~value.isfinite()][0].item()}"
+                    )
+            sizes = {name: part.abs().max().item() for name, part in zip(parts, weighted, strict=True)}
+            largest = max(sizes, key=lambda name: sizes[name])
+            raise ValueError(
+                f"the weight of reward {largest!r} must keep the weighted sum finite in float32, got "
+                f"{self.weights[largest]:g}"
+            )
         return total, parts
 
     def __call__(self, images: Tensor, context: Context) -> Tensor:
@@ -108,10 +116,32 @@ class Mixture:
             reward.load_state_dict(state[name])
 
 
+def _paid(name: str, value: Any, images: Tensor) -> Tensor:
+    """Returns what a reward gave as (N,) float32 on the images' device."""
+    count = len(images)
+    try:
+        paid = torch.as_tensor(value, device=images.device)
+        found = f"{type(value).__name__} of shape {tuple(paid.shape)}"
+    except (TypeError, ValueError, RuntimeError):  # of None, words, ragged lists
+        paid, found = None, f"{value!r:.60}"
+    if paid is not None and count == 1 and paid.ndim == 0:
+        paid = paid[None]
+    if paid is None or paid.shape != (count,) or paid.is_complex():
+        raise ValueError(
+            f"reward {name!r} must return one number for each image, ({count},), as a tensor, array or list, "
+            f"got {found}"
+        )
+    return paid.float()
+
+
 def standardise_groups(value: Tensor, group: Tensor) -> Tensor:
-    """Returns (value - mean) / (std + 1e-4) among the images of each group (N,), of values (..., N).
+    """Returns (value - mean) / (std + 1e-4) among the images of each group, of values (..., N).
 
     That of an image alone in its group is 0. The 1e-4 is that of arXiv 2603.23086's code.
+
+    Args:
+        value: (..., N).
+        group: (N,) or (N, D): images with equal entries are of one group.
 
     Raises:
         ValueError: if every image is alone in its group.
@@ -120,7 +150,7 @@ def standardise_groups(value: Tensor, group: Tensor) -> Tensor:
     count = group.bincount()
     if len(count) == len(group):
         raise ValueError(
-            "normalised rewards compare images of one context, and all contexts of the batch differ: "
+            "normalised rewards compare images of one group, and all contexts of the batch differ: "
             "use contexts='grouped:G' or more images"
         )
     zeros = value.new_zeros(*value.shape[:-1], len(count))

@@ -1,4 +1,7 @@
+import re
+
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -58,17 +61,71 @@ def test_a_weight_without_a_reward_is_refused():
         Mixture({"bright": brightness}, {"brigth": 1.0})
 
 
-@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e39, -3.5e38])
 def test_a_weight_that_is_not_finite_is_refused(weight):
-    with pytest.raises(ValueError, match=f"the weight of reward 'bright' must be finite, got {weight}"):
+    message = re.escape(f"the weight of reward 'bright' must be finite in float32, got {weight}")
+    with pytest.raises(ValueError, match=message):
         Mixture({"bright": brightness}, {"bright": weight})
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (3, 1), (2,)])
-def test_a_component_of_the_wrong_shape_is_named(shape):
-    mixture = Mixture({"bright": brightness, "odd": lambda images, context: torch.zeros(shape)})
-    with pytest.raises(ValueError, match=r"reward 'odd' must return \(3,\), got \("):
+@pytest.mark.parametrize(
+    ("weights", "named"), [({"label": 3e38}, "label"), ({"bright": 3e38, "label": 3e38}, "label")]
+)
+def test_a_weight_that_makes_the_sum_infinite_is_named(weights, named):
+    mixture = Mixture({"bright": brightness, "label": label}, weights)
+    with pytest.raises(ValueError, match=f"the weight of reward '{named}' must keep the weighted sum finite"):
         mixture(IMAGES, CONTEXT)
+
+
+CONTRACT = r"reward 'odd' must return one number for each image, \(3,\), as a tensor, array or list, got "
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        *(
+            (torch.zeros(shape), rf"Tensor of shape \({shape[0] if shape else ''}")
+            for shape in [(), (1,), (3, 1), (2,)]
+        ),
+        (0.5, r"float of shape \(\)"),
+        ([0.5, 1.0], r"list of shape \(2,\)"),
+        ([[0.5], [1.0, 2.0], [3.0]], r"\[\[0.5\]"),
+        (None, "None"),
+        ("good", "'good'"),
+        (["a", "b", "c"], r"\['a', 'b', 'c'\]"),
+        (np.array([None] * 3), "array"),
+        (np.zeros((3, 2)), r"ndarray of shape \(3, 2\)"),
+        ({"odd": 1.0}, "{'odd': 1.0}"),
+        (torch.zeros(3, dtype=torch.complex64), "Tensor of shape"),
+    ],
+)
+def test_a_component_that_is_no_number_for_each_image_is_named(value, found):
+    mixture = Mixture({"bright": brightness, "odd": lambda images, context: value})
+    with pytest.raises(ValueError, match=CONTRACT + found):
+        mixture(IMAGES, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [0.25, 1, True],
+        (0.25, 1.0, 1.0),
+        np.array([0.25, 1.0, 1.0]),
+        np.array([0.25, 1.0, 1.0], dtype=np.float16),
+        torch.tensor([0.25, 1.0, 1.0], dtype=torch.float64),
+        [torch.tensor(0.25), torch.tensor(1.0), torch.tensor(1.0)],
+        [np.float32(0.25), np.float32(1), np.float32(1)],
+    ],
+)
+def test_a_component_may_be_whatever_converts_to_a_number_for_each_image(value):
+    total, parts = Mixture({"odd": lambda images, context: value}, {"odd": 2.0}).judge(IMAGES, CONTEXT)
+    assert parts["odd"].dtype == total.dtype == torch.float32
+    assert total.tolist() == [0.5, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("value", [0.5, np.float64(0.5), torch.tensor(0.5), [0.5]])
+def test_one_number_will_do_for_one_image(value):
+    assert Mixture({"odd": lambda images, context: value})(IMAGES[:1], CONTEXT[:1]).tolist() == [0.5]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -114,6 +171,20 @@ def test_normalised_components_are_standardised_among_the_images_of_a_context():
     total, parts = mixture.judge(torch.zeros(5, 1, 8, 8), context)
     assert total.tolist() == pytest.approx([-2.0, -2.0, 2.0, 2.0, 0.0], rel=1e-3)
     assert torch.equal(parts["a"], value)
+
+
+def test_two_groups_of_one_context_stay_two():
+    value = torch.tensor([1.0, 3.0, 10.0, 30.0])
+    mixture = Mixture({"a": lambda images, labels: value}, normalise=True)
+    images, context = torch.zeros(4, 1, 8, 8), torch.full((4,), 7)
+    apart, _ = mixture.judge(images, context, group=torch.tensor([5, 5, 9, 9]))
+    assert apart.tolist() == pytest.approx([-1.0, 1.0, -1.0, 1.0], rel=1e-3)
+    order = torch.tensor([2, 0, 3, 1])
+    value = value[order]
+    moved, _ = mixture.judge(images, context, group=torch.tensor([5, 5, 9, 9])[order])
+    torch.testing.assert_close(moved, apart[order])
+    together, _ = mixture.judge(images, context)
+    assert together.tolist() != pytest.approx(moved.tolist(), rel=0.1)
 
 
 def test_groups_are_those_of_vector_contexts_too():
