@@ -1,11 +1,15 @@
+import copy
 import dataclasses
+import pickle
 import sys
 
+import cloudpickle
 import gymnasium as gym
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 from genenv.checkpoints import CheckpointError
 from genenv.data import digits
@@ -14,6 +18,7 @@ from genenv.models.projected_discriminator import ClassMapping, ProjectedDiscrim
 from genenv.releases import RELEASES
 from genenv.rewards.adversarial import AdversarialReward, adversarial_loss, discriminator, pretrained
 from genenv.rollout import run_episode
+from genenv.tiers import load_part
 from genenv.tiers.digits import DIGITS
 
 SIDE = 16
@@ -156,6 +161,27 @@ def test_the_shipped_discriminator_prefers_digits_to_samples_of_random_schedules
     assert share_above(reward, DIGITS.real_like(labels, generator), labels, episode.images, labels) > 0.75
 
 
+def test_the_frozen_discriminator_has_plain_weights_of_the_values_that_were_trained():
+    plain, trained = (
+        load_part("discriminator", "digits"),
+        load_part("discriminator", "digits", trainable=True),
+    )
+    _, real, labels = data()
+    assert torch.equal(plain(real, labels), trained(real, labels))
+    assert not any(parametrize.is_parametrized(module) for module in plain.modules())
+    assert all(parametrize.is_parametrized(module) for module in (*trained.stages, *trained.heads))
+    for copied in (pickle.loads(pickle.dumps(plain)), cloudpickle.loads(cloudpickle.dumps(plain))):
+        assert torch.equal(copied(real, labels), plain(real, labels))
+
+
+def test_a_loaded_discriminator_can_go_on_training():
+    reward = AdversarialReward(load_part("discriminator", "digits", trainable=True))
+    noise, real, labels = data()
+    before = reward.loss(noise, real, labels).item()
+    train(reward, 10)
+    assert reward.loss(noise, real, labels).item() < before
+
+
 @pytest.mark.parametrize("other", ["noise", "black", "wrong label"])
 def test_the_shipped_discriminator_prefers_digits_to_what_is_none(other):
     noise, real, labels = data()
@@ -231,6 +257,13 @@ def test_a_restored_projected_discriminator_judges_and_learns_as_the_saved_one()
         assert torch.equal(other(real, labels), reward(real, labels))
         train_projected(reward, 1, 10 + i)
         train_projected(other, 1, 10 + i)
+
+
+def test_the_projected_discriminator_survives_a_copy():
+    model, (_, real, labels) = projected().eval(), colours()
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert torch.equal(copied(real, labels), model(real, labels))
+        assert torch.equal(copied.generator.get_state(), model.generator.get_state())
 
 
 def test_digits_have_a_discriminator_of_their_own():

@@ -1,13 +1,16 @@
+import copy
 import importlib
+import pickle
 import sys
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 import genenv
-from genenv.rewards import REWARDS, make_reward
+from genenv.rewards import REWARDS, available, check_registered_reward, make_reward
 from genenv.rewards.adversarial import AdversarialReward
 from genenv.rewards.classifier import ClassifierReward
 from genenv.rewards.clip import PromptScore
@@ -85,6 +88,43 @@ def test_a_path_names_a_factory(monkeypatch):
     images = torch.rand(4, 1, 8, 8)
     paid = make_reward("my_rewards:brightness", "digits", "cpu")(images, torch.arange(4))
     torch.testing.assert_close(paid, images.mean((1, 2, 3)))
+
+
+COPIES = {
+    "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+    "cloudpickle": lambda x: cloudpickle.loads(cloudpickle.dumps(x)),
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("name", TYPES)
+def test_a_reward_and_what_it_remembers_survive_a_copy(name, how):
+    reward = make_reward({name: 2.0}, "digits", "cpu")
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.rand(2, 6, 1, 8, 8, generator=generator)
+    labels = torch.arange(6)
+    reward(first, labels)
+    copied = COPIES[how](reward)
+    assert torch.equal(copied(second, labels), reward(second, labels))
+
+
+def test_the_rewards_of_a_backbone_are_those_that_can_be_made():
+    assert available("digits") == sorted(TYPES)
+    assert available("imagenet256-var-d16") == ["clip", "fid", "hpsv2", "hpsv2.0", "loo_fid", "pickscore"]
+    with pytest.raises(ValueError, match="backbone must be"):
+        available("cifar")
+
+
+@pytest.mark.parametrize("spec", ["my.rewards:f", {"clip": 1.0, "my.rewards:f": 2.0}])
+def test_a_file_may_name_registered_rewards_alone(spec):
+    with pytest.raises(ValueError, match=r"run/config\.json: reward 'my.rewards:f' would import a module"):
+        check_registered_reward(spec, "run/config.json")
+
+
+@pytest.mark.parametrize("spec", ["none", "default", "clip", {"clip": 1.0, "normalise": True}, None])
+def test_a_reward_by_name_may_come_from_a_file(spec):
+    check_registered_reward(spec, "run/config.json")
 
 
 @pytest.mark.parametrize(
