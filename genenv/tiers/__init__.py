@@ -37,8 +37,8 @@ from genenv.releases import RELEASES
 
 RANDOM = "random:"
 """Before the name of a released backbone: its networks with random weights, to measure speed without a download."""
-BUILT_IN = {"digits": "genenv.tiers.digits", "imagenet": "genenv.tiers.imagenet"}
-"""Family of tiers -> the module that registers it."""
+BUILT_IN = ("genenv.tiers.digits", "genenv.tiers.imagenet")
+"""Modules whose `TIERS` are known from the start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,13 +177,17 @@ _TIERS: dict[str, Tier] = {}
 def register_tier(tier: Tier) -> None:
     """Makes a tier known, so that `backbone=` takes its names, and every folder whose manifest names it.
 
+    A module that brings a tier calls it when it is imported; calling it again replaces the tier.
+
     Raises:
-        ValueError: if another tier has its name, or the name of one of its backbones.
+        ValueError: if the name of the tier or of one of its backbones is another tier's, or a built-in one's.
     """
-    taken = {name: other for other in _TIERS.values() for name in (other.name, *other.backbones)}
+    _register_built_in()
+    taken = {name: other.name for other in _TIERS.values() for name in (other.name, *other.backbones)}
+    own = {tier.name} - set(_register_built_in())
     for name in (tier.name, *tier.backbones):
-        if name in taken and taken[name] != tier:
-            raise ValueError(f"{name!r} is a name of the tier {taken[name].name!r} already; choose another")
+        if taken.get(name, tier.name) not in own:
+            raise ValueError(f"{name!r} is a name of the tier {taken[name]!r} already; choose another")
     _TIERS[tier.name] = tier
 
 
@@ -194,14 +198,11 @@ def tiers() -> dict[str, Tier]:
 
 
 @functools.cache
-def _register_built_in() -> None:
-    outside = dict(_TIERS)
-    _TIERS.clear()
-    for module in BUILT_IN.values():
-        for tier in importlib.import_module(module).TIERS:
-            register_tier(tier)
-    for tier in outside.values():
-        register_tier(tier)
+def _register_built_in() -> tuple[str, ...]:
+    """Registers the tiers that come with the package, at the first call, and returns their names."""
+    found = [tier for module in BUILT_IN for tier in importlib.import_module(module).TIERS]
+    _TIERS.update({tier.name: tier for tier in found})
+    return tuple(tier.name for tier in found)
 
 
 def tier_of(backbone: str) -> Tier:
