@@ -188,9 +188,17 @@ def _clip_config(config: dict[str, Any]) -> dict[str, Any]:
 def _normalisation(processor: Path) -> tuple[list[float], list[float]]:
     """Returns mean and standard deviation of the channels; transformers 5 nests them in the processor's file."""
     path = processor / CLIP_PROCESSOR[0]
-    config = read_json(path if path.is_file() else processor / "processor_config.json")
+    path = path if path.is_file() else processor / "processor_config.json"
+    config = read_json(path)
     config = config.get("image_processor", config)
-    return config["image_mean"], config["image_std"]
+    return _channels(config, "image_mean", path), _channels(config, "image_std", path)
+
+
+def _channels(config: dict[str, Any], key: str, source: str | Path) -> list[float]:
+    value = config[key]
+    if not (isinstance(value, list) and len(value) == 3 and all(isinstance(v, int | float) for v in value)):
+        raise CheckpointError(f"{source}: {key} must be three numbers, got {value!r}")
+    return value
 
 
 OPEN_CLIP = {
@@ -244,7 +252,11 @@ def load_open_clip(model: str | Path, checkpoint: str | Path, dtype: torch.dtype
         import open_clip
     except ImportError:
         raise ImportError("open_clip's scorers need open_clip_torch: pip install 'genenv[scorers]'") from None
-    preprocessing = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    preprocessing = {
+        "mean": list(open_clip.OPENAI_DATASET_MEAN),
+        "std": list(open_clip.OPENAI_DATASET_STD),
+    }
+    source: str | Path = model
     if isinstance(model, Path):
         source = model / "open_clip_config.json"
         found = read_json(source)
@@ -259,7 +271,10 @@ def load_open_clip(model: str | Path, checkpoint: str | Path, dtype: torch.dtype
         known = open_clip.get_model_config(model) if model in open_clip.list_models() else None
         if known is None or "custom_text" in known:
             raise ValueError(f"model must be a CLIP of open_clip such as 'ViT-H-14', got {model!r}")
-        config = _check_open_clip(known, model)
+        try:
+            config = _check_open_clip(known, model)
+        except CheckpointError as error:
+            raise ValueError(f"model must be a plain CLIP of open_clip such as 'ViT-H-14': {error}") from None
         tokenizer = open_clip.get_tokenizer(model)
     path = Path(checkpoint)
     if not path.is_file():
@@ -270,7 +285,8 @@ def load_open_clip(model: str | Path, checkpoint: str | Path, dtype: torch.dtype
     load_state(network, state, path)
     # The causal mask is in no checkpoint.
     network.attn_mask = torch.full(network.attn_mask.shape, -torch.inf).triu(1)
-    return _frozen(from_open_clip(network, tokenizer, preprocessing["mean"], preprocessing["std"]), dtype)
+    mean, std = (_channels(preprocessing, key, source) for key in ("mean", "std"))
+    return _frozen(from_open_clip(network, tokenizer, mean, std), dtype)
 
 
 def load_hpsv2(
