@@ -125,7 +125,7 @@ def load_clip(
                 f"{folder / name} is missing; transformers' CLIPModel.save_pretrained writes it"
             )
     try:
-        config = CLIPConfig(**_clip_config(read_json(folder / CLIP_WEIGHTS[0])))
+        config: Any = CLIPConfig(**_clip_config(read_json(folder / CLIP_WEIGHTS[0])))
         with torch.device("meta"):
             network = CLIPModel(config)
         tokenizer = Tokenizer(

@@ -85,7 +85,7 @@ def reward_features(backbone: str, device: str) -> tuple[FeatureExtractor, Tenso
     return tier_of(backbone).need("reward_features")(backbone, device)
 
 
-def classifier_features(backbone: str, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+def classifier_features(backbone: str, device: str) -> tuple[FeatureExtractor, Tensor, Tensor]:
     """Returns the network "reward_features" of a folder, and the moments of its tier's real images."""
     classifier = load_part("reward_features", backbone)
     with torch.no_grad():
