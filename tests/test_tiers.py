@@ -262,7 +262,7 @@ def test_the_tiers_of_imagenet_name_their_classes():
 def test_the_environment_of_a_tier_shows_its_images_and_classes():
     env = gym.make("AdaGen/MaskGIT-v0").unwrapped
     assert env.sampler.image_shape == DIGITS.image_shape
-    assert env.sampler.num_classes == len(DIGITS.class_names)
+    assert env.sampler.num_contexts == len(DIGITS.class_names)
 
 
 def test_a_judge_of_ones_own_needs_no_classifier(make):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,8 @@ class Mixture:
         self.weights = {name: float(given.get(name, 1.0)) for name in self.rewards}
         for name, weight in self.weights.items():
             if not abs(weight) <= FLOAT32_MAX:
-                raise ValueError(f"the weight of reward {name!r} must be finite in float32, got {weight}")
+                limit = f", and float32 ends at {FLOAT32_MAX:.2g}" if math.isfinite(weight) else ""
+                raise ValueError(f"the weight of reward {name!r} must be finite, got {weight}{limit}")
 
     def check_number(self, num_images: int) -> None:
         """Raises a ValueError where so few images at once cannot be judged."""
