@@ -25,7 +25,7 @@ class Named:
     """
 
     factory: str
-    suits: Callable[[str], bool]
+    suits: Callable[[str], bool] = lambda backbone: True
 
 
 def _has_part(part: str) -> Callable[[str], bool]:
@@ -50,7 +50,8 @@ REWARDS = {
     "loo_fid": Named("genenv.rewards.loo_fid:make", _has_features),
     "pickscore": Named("genenv.rewards.clip:make_pickscore", _has_scorer("pickscore")),
 }
-"""Name -> reward, of those that every tier may have; a tier may have others of its own."""
+"""Name -> reward, of those that every tier may have; a module of one's own may add to them, and a tier may bring its
+own."""
 
 
 def available(backbone: str) -> list[str]:

@@ -10,6 +10,7 @@ from genenv.metrics import judge as module
 from genenv.metrics.fid import Reference
 from genenv.metrics.inception_score import inception_score
 from genenv.metrics.judge import Judge, Measurement
+from genenv.metrics.names import METRICS, SUMMARY
 from genenv.tiers import backbone_folder
 
 NAMES = {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score", "accuracy"}
@@ -156,6 +157,16 @@ def test_without_real_images_and_labels_there_are_fewer_metrics():
     assert set(metrics) == {"fid", "inception_score"}
     assert measurement.moments.mean.dtype == torch.float32
     assert measurement.intervals(metrics) == {}
+
+
+def test_every_metric_has_a_name_and_a_direction(judge):
+    found = judge.measure(*digits())
+    assert [*found, "clip_score"] == list(METRICS)
+    assert set(SUMMARY) <= set(METRICS)
+    worse = judge.measure(digits()[0].flip(3), digits()[1])
+    for name in ("fid", "kid", "accuracy"):
+        assert (worse[name] - found[name]) * METRICS[name].better < 0
+    assert f"{found['accuracy']:{METRICS['accuracy'].format}}".endswith("%")
 
 
 def test_the_judge_names_its_files():

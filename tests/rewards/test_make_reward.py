@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import genenv
-from genenv.rewards import REWARDS, available, check_registered_reward, make_reward
+from genenv.rewards import REWARDS, Named, available, check_registered_reward, make_reward
 from genenv.rewards.adversarial import AdversarialReward
 from genenv.rewards.classifier import ClassifierReward
 from genenv.rewards.clip import PromptScore
@@ -114,6 +114,16 @@ def test_the_rewards_of_a_backbone_are_those_that_can_be_made():
     assert available("imagenet256-var-d16") == ["clip", "fid", "hpsv2", "hpsv2.0", "loo_fid", "pickscore"]
     with pytest.raises(ValueError, match="backbone must be"):
         available("cifar")
+
+
+def test_a_reward_may_be_given_a_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_rewards", sys.modules[__name__])
+    monkeypatch.setitem(REWARDS, "brightness", Named("my_rewards:brightness"))
+    assert "brightness" in available("digits")
+    check_registered_reward("brightness", "config.json")
+    images = torch.rand(4, 1, 8, 8)
+    paid = make_reward("brightness", "digits", "cpu")(images, torch.arange(4))
+    torch.testing.assert_close(paid, images.mean((1, 2, 3)))
 
 
 @pytest.mark.parametrize("spec", ["my.rewards:f", {"clip": 1.0, "my.rewards:f": 2.0}])
