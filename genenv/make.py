@@ -80,8 +80,12 @@ def _sampler_factory(sampler: str) -> tuple[Callable[..., Sampler], list[str]]:
     return factory, [name for name in names if name not in SAMPLER_ARGUMENTS]
 
 
+class UnknownArgumentError(TypeError, ValueError):
+    """A keyword argument that an environment does not take: a TypeError as Python's own, and a user's mistake."""
+
+
 def _checked(make: Callable[..., VectorEnv]) -> Callable[..., VectorEnv]:
-    """Turns an unknown keyword argument into a TypeError and a value of a wrong type into a ValueError.
+    """Turns an unknown keyword argument into an UnknownArgumentError and a value of a wrong type into a ValueError.
 
     Both say the remedy. NumPy's scalars and arrays pass as Python's own numbers and lists.
     """
@@ -97,7 +101,7 @@ def _checked(make: Callable[..., VectorEnv]) -> Callable[..., VectorEnv]:
         for name, value in given.items():
             if name not in accepted:
                 # clients that try an argument out, such as TorchRL, look for these words of Python's
-                raise TypeError(
+                raise UnknownArgumentError(
                     f"got an unexpected keyword argument {name!r}; the environment takes {', '.join(accepted)}"
                 )
             legal, rule = TYPES.get(name, (None, ""))
@@ -157,7 +161,7 @@ def vector(
             `solver` of DiT and SiT, the `top_k_rule` of VAR.
 
     Raises:
-        TypeError: if a keyword argument is unknown.
+        UnknownArgumentError: if a keyword argument is unknown.
         ValueError: if the value of one is not legal.
     """
     if dtype not in DTYPES:

@@ -8,6 +8,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 import genenv
+from genenv.cli import USER_ERRORS
 from genenv.make import single
 from genenv.registration import defaults
 from genenv.rewards.mixture import Mixture
@@ -149,6 +150,12 @@ def test_an_unknown_keyword_argument_is_a_type_error_as_in_python(make, name):
     message = rf"got an unexpected keyword argument '{name}'; the environment takes num_envs, .*, compile"
     with pytest.raises(TypeError, match=message):
         make(ENV_ID, **{name: 1})
+
+
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+def test_the_commands_tell_an_unknown_keyword_argument_in_one_line(make):
+    with pytest.raises(USER_ERRORS, match="argument 'foo'"):
+        make(ENV_ID, foo=1)
 
 
 def test_an_argument_of_one_paradigm_is_named_by_its_ids_alone():
