@@ -19,6 +19,7 @@ LEVELS = [
         "data",
         "registration",
         "distributed",
+        "progress",
     },
     {"protocols", "checkpoints", "states"},
     {"tiers"},
