@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,6 +92,8 @@ PANELS = (
 DPI = 128  # a power of two, so that pixels / DPI * DPI are the same pixels again
 CELL, GAP, MARGIN, LINE = 96, 4, 24, 34
 """In pixels: an enlarged image, between images, around the page, a line of text."""
+SMALL_LINE, MAX_GUTTER = 20, 260
+"""A line of small text, and the widest names before the rows of a film strip."""
 MIN_WIDTH, MAX_WIDTH = 600, 2600
 MAX_STEPS_SHOWN = 17
 MAX_SINGLE_LINES = 30
@@ -98,13 +101,27 @@ DAMAGED = torch.tensor([0.85, 0.1, 0.45])
 """Colour of pixels that are not finite."""
 
 
-def save_samples(path: str | Path, rows: Mapping[str, Tensor], labels: Sequence[str] | None = None) -> None:
-    """Writes images of several schedules, a block for each, with the same image at the same place of every block.
+def save_samples(
+    path: str | Path,
+    rows: Mapping[str, Tensor],
+    labels: Sequence[str] | None = None,
+    real: tuple[Tensor, Sequence[str]] | None = None,
+    *,
+    classes: int = 10,
+    per_class: int = 4,
+) -> None:
+    """Writes images of several schedules, a block for each: a column for each class, several images below each other.
+
+    The same place of every block holds the same image of `rows`, so that schedules are compared image by image; several
+    of one class show how much they are alike.
 
     Args:
         path: of the PNG file.
         rows: {title of the block: images (K, C, H, W) in [0, 1]}, of the same K seeds.
-        labels: K class names, written above the columns.
+        labels: K class names, written above the columns. Without them the first images stand in reading order.
+        real: real images (R, C, H, W) and their R class names, for a first block.
+        classes: columns at most: the classes that come first. They are wrapped where the page is too narrow.
+        per_class: images at most of each class: those that come first.
 
     Raises:
         ValueError: if there is no image, or the blocks or the labels differ in number.
@@ -118,43 +135,64 @@ def save_samples(path: str | Path, rows: Mapping[str, Tensor], labels: Sequence[
     count, height, width, _ = next(iter(shapes.values()))
     if labels is not None and len(labels) != count:
         raise ValueError(f"labels must name each of the {count} images, got {len(labels)}")
+    if labels is None:
+        names = [""] * min(classes, count)
+        places = [list(range(i, min(count, classes * per_class), classes)) for i in range(len(names))]
+    else:
+        names = list(dict.fromkeys(labels))[:classes]
+        places = _first_of(names, labels, per_class)
+    shown: list[tuple[str, Any, list[list[int]]]] = [(n, pictures, places) for n, pictures in blocks.items()]
+    if real is not None:
+        images, their_labels = real
+        if len(their_labels) != len(images):
+            raise ValueError(f"real must name each of its {len(images)} images, got {len(their_labels)}")
+        theirs = places if labels is None else _first_of(names, their_labels, max(map(len, places)))
+        used = sorted({i for column in theirs for i in column if i < len(images)})
+        if used:
+            pictures = dict(zip(used, _pixels(images[torch.tensor(used, device=images.device)]), strict=True))
+            shown.insert(0, ("real images", pictures, [[i for i in c if i in pictures] for c in theirs]))
 
-    columns = min(count, next((c for c in (20, 10) if c * (width + GAP) <= MAX_WIDTH), 5))
-    lines = [range(start, min(start + columns, count)) for start in range(0, count, columns)]
-    headed = 0
-    if labels is not None:
-        # Where every line has the classes of the first, one heading serves them all.
-        alike = all(labels[i] == labels[i % columns] for i in range(count))
-        headed = 1 if alike else len(lines)
-    block_height = LINE + 8 + headed * LINE + len(lines) * (height + GAP)
+    depth = max(len(column) for column in places)
+    columns = max(1, min(len(names), MAX_WIDTH // (width + GAP)))
+    lines = [range(start, min(start + columns, len(names))) for start in range(0, len(names), columns)]
+    heading = LINE if labels is not None else 0
+    line_height = heading + depth * (height + GAP)
     page = _Page(
         max(columns * (width + GAP) - GAP + 2 * MARGIN, MIN_WIDTH),
-        len(blocks) * (block_height + MARGIN) + MARGIN,
+        len(shown) * (LINE + 8 + len(lines) * line_height + MARGIN) + MARGIN,
     )
     top = MARGIN
-    for name, pictures in blocks.items():
-        page.write(name, MARGIN, top + LINE / 2, size=17, weight="bold")
+    for name, pictures, where in shown:
+        page.write(_fitted(name, page.width - 2 * MARGIN, 17), MARGIN, top + LINE / 2, size=17, weight="bold")
         if len(blocks) > 1 and name == next(iter(blocks)):
             page.write(
                 "same place = same seed", page.width - MARGIN, top + LINE / 2, color=SOFT_INK, align="right"
             )
         top += LINE + 8
-        for n, line in enumerate(lines):
-            lefts = [MARGIN + column * (width + GAP) for column in range(len(line))]
-            if labels is not None and n < headed:
-                for i, left in zip(line, lefts, strict=True):
-                    page.write(
-                        str(labels[i]), left + width / 2, top + LINE / 2, color=SOFT_INK, align="center"
-                    )
-                top += LINE
-            for i, left in zip(line, lefts, strict=True):
-                page.paste(pictures[i], left, top)
-            top += height + GAP
+        for line in lines:
+            for column in line:
+                left = MARGIN + (column - line.start) * (width + GAP)
+                label = _fitted(str(names[column]), width, 13)
+                page.write(label, left + width / 2, top + LINE / 2, color=SOFT_INK, align="center")
+                for n, i in enumerate(where[column]):
+                    page.paste(pictures[i], left, top + heading + n * (height + GAP))
+            top += line_height
         top += MARGIN
     page.save(path)
 
 
-def save_film_strip(path: str | Path, images: Tensor, undecided: Tensor) -> None:
+def _first_of(names: Sequence[str], labels: Sequence[str], number: int) -> list[list[int]]:
+    """Returns the places of the first labels of each name, so many at most."""
+    return [[i for i, label in enumerate(labels) if label == name][:number] for name in names]
+
+
+def save_film_strip(
+    path: str | Path,
+    images: Tensor,
+    undecided: Tensor,
+    labels: Sequence[str] | None = None,
+    values: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes K episodes as rows, from the start to the finished image, with the open places in amber.
 
     Of more than 16 steps, 17 columns at even distances are shown.
@@ -163,13 +201,25 @@ def save_film_strip(path: str | Path, images: Tensor, undecided: Tensor) -> None
         path: of the PNG file.
         images: (T + 1, K, C, H, W) in [0, 1], the partial result before each decision and the finished image.
         undecided: (T + 1, K, h, w) in [0, 1], how open each place still is.
+        labels: K class names, written before the rows.
+        values: {parameter: (T, K)}, what each decision was, written below the image it led to; in one place for all
+            rows where they are alike.
     """
+    values = dict(values or {})
+    count = images.shape[1] if images.ndim == 5 else 0
     if images.ndim != 5 or undecided.ndim != 4 or images.shape[:2] != undecided.shape[:2]:
         raise ValueError(
             "images must have shape (T + 1, K, C, H, W) and undecided (T + 1, K, h, w), "
             f"got {tuple(images.shape)} and {tuple(undecided.shape)}"
         )
-    last, rows = len(images) - 1, images.shape[1]
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"labels must name each of the {count} images, got {len(labels)}")
+    for name, value in values.items():
+        if tuple(value.shape) != (len(images) - 1, count):
+            raise ValueError(
+                f"values of {name} must have shape (T, K) = {(len(images) - 1, count)}, got {tuple(value.shape)}"
+            )
+    last = len(images) - 1
     steps = torch.linspace(0, last, min(last + 1, MAX_STEPS_SHOWN)).round().long()
     pictures = torch.from_numpy(_pixels(images[steps].flatten(0, 1))).float()  # (S K, H', W', 3)
     height, width = pictures.shape[1:3]
@@ -179,17 +229,46 @@ def save_film_strip(path: str | Path, images: Tensor, undecided: Tensor) -> None
     cover = 0.7 * cover.nan_to_num().permute(0, 2, 3, 1)  # (S K, H', W', 1)
     tinted = (pictures * (1 - cover) + 255 * OPEN * cover).round().byte().numpy()
 
+    alike = all(bool((value == value[:, :1]).all()) for value in values.values())
+    table = len(values) * SMALL_LINE  # height of a decision's numbers
+    above, below = (table + 8, 0) if alike and values else (0, table and table + 10)
+    # On the left of the pictures: classes and the parameters' names.
+    texts = [
+        *((name.replace("_", " "), 10) for name in values),
+        *((str(label), 13) for label in labels or ()),
+    ]
+    gutter = min(max((_text_width(*text) for text in texts), default=0) + 16 * bool(texts), MAX_GUTTER)
+    edge = MARGIN + gutter
     page = _Page(
-        max(len(steps) * (width + GAP) - GAP + 2 * MARGIN, MIN_WIDTH),
-        2 * MARGIN + 2 * LINE + 8 + rows * (height + GAP),
+        max(edge + len(steps) * (width + GAP) - GAP + MARGIN, MIN_WIDTH),
+        2 * MARGIN + 2 * LINE + 8 + above + count * (height + GAP + below),
     )
+
+    def write_values(column: int, step: int, row: int, top: float) -> None:
+        for n, (name, value) in enumerate(values.items()):
+            y = top + (n + 0.5) * SMALL_LINE
+            if column == 0:
+                text = _fitted(name.replace("_", " "), gutter - 12, 10)
+                page.write(text, edge - 12, y, size=10, color=SOFT_INK, align="right")
+            if step > 0:
+                text = f"{value[step - 1, row].item():.3g}"
+                page.write(text, edge + column * (width + GAP) + width / 2, y, size=10, align="center")
+
     for column, step in enumerate(steps.tolist()):
-        left = MARGIN + column * (width + GAP)
-        title = "start" if step == 0 else f"step {step}"
+        left = edge + column * (width + GAP)
+        title = "start" if step == 0 else f"step {step}" if width > 60 else str(step)
         page.write(title, left + width / 2, MARGIN + LINE / 2, color=SOFT_INK, align="center")
-        for row in range(rows):
-            page.paste(tinted[column * rows + row], left, MARGIN + LINE + row * (height + GAP))
-    page.write("amber: not decided yet", MARGIN, page.height - MARGIN - LINE / 2, color=SOFT_INK)
+        if above:
+            write_values(column, step, 0, MARGIN + LINE)
+        for row in range(count):
+            top = MARGIN + LINE + above + row * (height + GAP + below)
+            page.paste(tinted[column * count + row], left, top)
+            if below:
+                write_values(column, step, row, top + height + 4)
+    for row, label in enumerate(labels or ()):
+        y = MARGIN + LINE + above + row * (height + GAP + below) + height / 2
+        page.write(_fitted(str(label), gutter - 12, 13), edge - 12, y, align="right")
+    page.write("amber: not decided yet", edge, page.height - MARGIN - LINE / 2, color=SOFT_INK)
     page.save(path)
 
 
@@ -256,24 +335,29 @@ def _draw_schedule(axes: Axes, static: np.ndarray, learned: np.ndarray) -> None:
 
 
 def save_curves(
-    path: str | Path, records: Sequence[Mapping[str, float]], baseline: Mapping[str, float] | None = None
+    path: str | Path,
+    records: Sequence[Mapping[str, float]],
+    baseline: Mapping[str, float] | None = None,
+    floor: Mapping[str, float] | None = None,
 ) -> None:
     """Writes the learning curves of a run: reward, FID, precision, recall and coverage, label accuracy.
 
-    Panels without a finite value are left out.
+    Panels without a finite value are left out. The curves start with the first record, before the first update where
+    there is one of iteration 0.
 
     Args:
         path: of the PNG file.
         records: one for each iteration, with "iteration", "images" (generated so far), "reward", and now and then
             "held_out/fid", "held_out/precision" ...
         baseline: {"fid": ..., "precision": ...}, the hand-crafted schedule's held-out values, as dashed lines.
+        floor: {"fid": 0.76}, what real images reach against each other, as dotted lines.
 
     Raises:
         ValueError: if there are no records.
     """
     if not records:
         raise ValueError("records must hold at least one iteration, got none")
-    baseline = baseline or {}
+    references = {"hand-crafted": ("--", baseline or {}), "real images": (":", floor or {})}
     clock = "images" if all("images" in record for record in records) else "iteration"
     curves = {key: _curve(records, clock, key) for panel in PANELS for key in panel.keys}
     shown = [panel for panel in PANELS if any(curves[key][0].size for key in panel.keys)] or [PANELS[0]]
@@ -289,12 +373,19 @@ def save_curves(
             for colour, key in zip(SERIES, panel.keys, strict=False):
                 if curves[key][0].size:
                     _draw_curve(axes, *curves[key], key.removeprefix("held_out/"), colour)
-            _draw_baseline(axes, panel, baseline)
+            for name, (style, values) in references.items():
+                _draw_reference(axes, panel, name, style, values)
+            if panel.keys == ("held_out/fid",):
+                axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
             if axes.has_data():
                 # Between title and panel the legend covers nothing.
                 axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=4, borderaxespad=0)
             else:
                 axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", color=SOFT_INK)
+        first, last = (edge([record[clock] for record in records]) for edge in (min, max))
+        if last > first:  # all panels tell the same time
+            for axes in panels:
+                axes.set_xlim(first - 0.03 * (last - first), last + 0.03 * (last - first))
         for axes in panels[-columns:]:
             axes.set_xlabel("images generated in training" if clock == "images" else "iteration")
         _save(figure, path)
@@ -320,16 +411,16 @@ def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, name: str, colour: str
         axes.plot(x, y, "-o", color=colour, linewidth=2, markersize=3.5, label=label)
 
 
-def _draw_baseline(axes: Axes, panel: Panel, baseline: Mapping[str, float]) -> None:
-    several = len(panel.keys) > 1
+def _draw_reference(axes: Axes, panel: Panel, name: str, style: str, values: Mapping[str, float]) -> None:
+    """Draws lines across a panel, in the colours of the curves they are for where there are several."""
+    several, drawn = len(panel.keys) > 1, False
     for colour, key in zip(SERIES, panel.keys, strict=False):
-        value = baseline.get(key.removeprefix("held_out/"), math.nan)
+        value = values.get(key.removeprefix("held_out/"), math.nan)
         if math.isfinite(value):
-            axes.axhline(value, color=colour if several else INK, linestyle="--", linewidth=1.2)
-            if "hand-crafted" not in axes.get_legend_handles_labels()[1]:
-                axes.plot([], [], "--", color=INK, linewidth=1.2, label="hand-crafted")
-    if panel.keys == ("held_out/fid",):
-        axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
+            axes.axhline(value, color=colour if several else INK, linestyle=style, linewidth=1.2)
+            drawn = True
+    if drawn:
+        axes.plot([], [], style, color=INK, linewidth=1.2, label=name)
 
 
 class _Page:
@@ -382,6 +473,18 @@ def _pixels(images: Tensor) -> np.ndarray:
     factor = max(1, CELL // max(images.shape[2:]))
     enlarged = rgb.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     return (enlarged * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def _text_width(text: str, size: float) -> int:
+    """Returns about how many pixels a text takes."""
+    return math.ceil(0.6 * len(text) * size * DPI / 72)
+
+
+def _fitted(text: str, width: float, size: float) -> str:
+    """Returns a text, cut short where it is wider than so many pixels."""
+    if _text_width(text, size) <= width:
+        return text
+    return text[: max(1, int(len(text) * width / _text_width(text, size)) - 1)] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _columns(panels: int) -> int:

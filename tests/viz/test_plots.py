@@ -49,26 +49,69 @@ def near(picture: np.ndarray, colour: str) -> np.ndarray:
     return (np.abs(picture.astype(int) - rgb) <= 3).all(-1)
 
 
-def test_samples_hold_every_image_pixel_for_pixel_in_reading_order_block_below_block(tmp_path):
-    images = digits()[0][:50]
-    plots.save_samples(tmp_path / "s.png", {"hand-crafted": images[:25], "learned": images[25:]}, ["x"] * 25)
+def test_samples_stand_below_their_class_and_at_the_same_place_of_every_block(tmp_path):
+    images = digits()[0][:60]
+    labels = [f"class {i % 3}" for i in range(30)]
+    plots.save_samples(tmp_path / "s.png", {"hand-crafted": images[:30], "learned": images[30:]}, labels)
     picture = read(tmp_path / "s.png")
-    [(top, left)], [(other, same_left)] = places(picture, images[0]), places(picture, images[25])
+    [(top, left)], [(other, same_left)] = places(picture, images[0]), places(picture, images[30])
     assert same_left == left
-    assert other > top + 196  # below both lines of the first block
+    assert other > top + 396  # below four lines of the first block
     for i, image in enumerate(images):
-        y = (top if i < 25 else other) + 100 * (i % 25 // 20)  # 96 pixels and a gap
-        x = left + 100 * (i % 25 % 20)
-        assert (picture[y : y + 96, x : x + 96] == enlarged(image)).all()
+        line, column = divmod(i % 30, 3)
+        expected = (top if i < 30 else other) + 100 * line, left + 100 * column  # 96 pixels and a gap
+        assert places(picture, image) == ([expected] if line < 4 else [])
 
 
-def test_samples_write_labels_above_each_line_only_where_the_lines_differ(tmp_path):
-    images = torch.zeros(40, 1, 8, 8)
-    heights = []
-    for labels in (None, [str(i % 10) for i in range(40)], [str(i) for i in range(40)]):
-        plots.save_samples(tmp_path / "s.png", {"learned": images}, labels)
-        heights.append(read(tmp_path / "s.png").shape[0])
-    assert np.diff(heights).tolist() == [plots.LINE, plots.LINE]
+@pytest.mark.parametrize(
+    ("classes", "per_class", "shown"), [(10, 4, 20), (2, 4, 8), (5, 2, 10), (10, 30, 40)]
+)
+def test_the_classes_that_come_first_are_shown(tmp_path, classes, per_class, shown):
+    images = digits()[0][:40]
+    labels = [str(i // 8) for i in range(40)]
+    plots.save_samples(tmp_path / "s.png", {"a": images}, labels, classes=classes, per_class=per_class)
+    picture = read(tmp_path / "s.png")
+    found = [i for i, image in enumerate(images) if places(picture, image)]
+    assert len(found) == shown
+    assert found == [i for i in range(40) if i // 8 < classes and i % 8 < per_class]
+
+
+def test_real_images_of_the_same_classes_stand_above(tmp_path):
+    images, labels = digits()
+    names = [f"number {label}" for label in labels.tolist()]
+    shown = {"hand-crafted": torch.zeros(6, 1, 8, 8), "learned": torch.zeros(6, 1, 8, 8)}
+    classes = ["number 7", "number 2", "number 7", "number 2", "number 7", "number 11"]
+    plots.save_samples(tmp_path / "s.png", shown, classes, (images, names))
+    picture = read(tmp_path / "s.png")
+    for column, wanted in enumerate((7, 2)):
+        for line, i in enumerate((labels == wanted).nonzero()[:4, 0].tolist()):
+            found = [left for top, left in places(picture, images[i]) if top < 500]
+            # as many as the deepest column of the others, three of the sevens
+            assert found == ([plots.MARGIN + 100 * column] if line < 3 else [])
+    with pytest.raises(ValueError, match="real must name each of its 1797 images, got 2"):
+        plots.save_samples(tmp_path / "s.png", shown, classes, (images, names[:2]))
+
+
+def test_without_labels_the_first_images_stand_in_reading_order(tmp_path):
+    images = digits()[0][:50]
+    plots.save_samples(tmp_path / "s.png", {"learned": images})
+    picture = read(tmp_path / "s.png")
+    [(top, left)] = places(picture, images[0])
+    for i, image in enumerate(images):
+        expected = [(top + 100 * (i // 10), left + 100 * (i % 10))]
+        assert places(picture, image) == (expected if i < 40 else [])
+
+
+def test_long_class_names_are_cut_short(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(plots._Page, "write", lambda page, text, *where, **how: written.append(text))
+    names = ["great white shark, white death", "six"]
+    plots.save_samples(tmp_path / "s.png", {"a": torch.zeros(2, 1, 8, 8)}, names)
+    cut, whole = written[1:]
+    assert whole == "six"
+    assert cut.endswith("\N{HORIZONTAL ELLIPSIS}")
+    assert len(cut) < 10
+    assert names[0].startswith(cut[:-1])
 
 
 def test_a_single_image_makes_a_picture_wide_enough_for_its_title(tmp_path):
@@ -137,6 +180,55 @@ def test_a_film_strip_of_many_steps_keeps_the_first_and_the_last(tmp_path):
     assert row[plots.MARGIN] == 0
     assert row[-plots.MARGIN - 1] == 255
     assert row[plots.MARGIN + 48] < row[plots.MARGIN + 148] < row[plots.MARGIN + 248]
+
+
+def strip_texts(monkeypatch, tmp_path, **told):
+    """Returns the texts of a strip of 2 decisions and 2 images, with their places."""
+    written = []
+    monkeypatch.setattr(plots._Page, "write", lambda page, text, x, y, **how: written.append((text, x, y)))
+    plots.save_film_strip(tmp_path / "f.png", torch.zeros(3, 2, 1, 8, 8), torch.zeros(3, 2, 4, 4), **told)
+    return written
+
+
+def test_a_film_strip_names_the_class_of_each_row_and_the_parameters_of_each_step(monkeypatch, tmp_path):
+    values = {
+        "mask_ratio": torch.tensor([[0.5, 0.25], [0.125, 0.75]]),
+        "top_k": torch.tensor([[9, 8], [7, 6]]),
+    }
+    written = strip_texts(monkeypatch, tmp_path, labels=["three", "four"], values=values)
+    at = {text: (x, y) for text, x, y in written}
+    assert at["three"][1] < at["four"][1]
+    for name, row in (("0.5", "three"), ("0.125", "three"), ("0.25", "four"), ("0.75", "four")):
+        assert at[row][1] < at[name][1] < at[row][1] + 100
+    assert at["0.5"][0] == at["step 1"][0] == at["9"][0]
+    assert at["0.75"][0] == at["step 2"][0] == at["6"][0]
+    assert at["9"][1] > at["0.5"][1]
+    assert [text for text, *_ in written].count("mask ratio") == 2
+
+
+def test_a_schedule_that_all_images_share_is_written_once(monkeypatch, tmp_path):
+    values = {"mask_ratio": torch.tensor([[0.5, 0.5], [0.125, 0.125]])}
+    written = strip_texts(monkeypatch, tmp_path, values=values)
+    assert [text for text, *_ in written if text in ("mask ratio", "0.5", "0.125")] == [
+        "mask ratio",
+        "0.5",
+        "0.125",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"labels": ["1"]}, "labels must name each of the 2 images, got 1"),
+        (
+            {"values": {"p": torch.zeros(3, 2)}},
+            r"values of p must have shape \(T, K\) = \(2, 2\), got \(3, 2\)",
+        ),
+    ],
+)
+def test_a_film_strip_refuses_what_does_not_belong_to_it(monkeypatch, tmp_path, told, message):
+    with pytest.raises(ValueError, match=message):
+        strip_texts(monkeypatch, tmp_path, **told)
 
 
 def test_a_film_strip_of_other_shapes_is_refused(tmp_path):
@@ -239,6 +331,34 @@ def test_curves_show_the_hand_crafted_values_as_lines_across_the_panel(tmp_path)
         plots.save_curves(tmp_path / f"{name}.png", records, baseline)
     assert not near(right_quarter(read(tmp_path / "without.png")), plots.INK).any()
     assert near(right_quarter(read(tmp_path / "with.png")), plots.INK).sum(axis=1).max() > 50
+
+
+def curve_panels(monkeypatch, tmp_path, *args, **kwargs):
+    """Returns the panels of the curves by title."""
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    plots.save_curves(tmp_path / "c.png", *args, **kwargs)
+    return {axes.get_title("left"): axes for axes in figures[0].axes}
+
+
+def test_curves_start_before_the_first_update(monkeypatch, tmp_path):
+    start = {"iteration": 0, "images": 0, "held_out/fid": 3.0}
+    records = [start] + [{"iteration": i, "images": 100 * i, "reward": 0.5} for i in (1, 2, 3)]
+    records[-1]["held_out/fid"] = 1.0
+    panels = curve_panels(monkeypatch, tmp_path, records)
+    assert panels["held-out FID"].lines[0].get_xydata().tolist() == [[0, 3], [300, 1]]
+    assert panels["reward"].lines[0].get_xdata().tolist() == [100, 200, 300]
+    assert panels["reward"].get_xlim() == panels["held-out FID"].get_xlim()
+
+
+@pytest.mark.parametrize("floor", [0.76, 0.2])
+def test_curves_show_what_real_images_reach(monkeypatch, tmp_path, floor):
+    panels = curve_panels(monkeypatch, tmp_path, RECORDS, {"fid": 3.0}, {"fid": floor, "kid": 1.0})
+    axes = panels["held-out FID"]
+    drawn = {line.get_linestyle(): line.get_ydata()[0] for line in axes.lines if len(line.get_ydata()) == 2}
+    assert drawn == {"--": 3.0, ":": floor}
+    assert axes.get_legend_handles_labels()[1] == ["learned", "hand-crafted", "real images"]
+    assert "real images" not in panels["reward"].get_legend_handles_labels()[1]
 
 
 @pytest.mark.parametrize("value", [0.5, math.nan, math.inf])
