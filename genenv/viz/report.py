@@ -45,7 +45,8 @@ COLUMNS = {
 PICTURES = {
     "samples.png": (
         "Samples",
-        "Each block is one schedule; the same place holds the same seed and class in every block.",
+        "A block of real images and one for each schedule; every column is a class. The images of a column should "
+        "differ as much as real ones do. The same place of the schedules' blocks holds the same seed.",
     ),
     "schedule.png": (
         "Schedule",
@@ -70,11 +71,12 @@ def write_report(run_dir: str | Path, title: str) -> Path:
 
     Raises:
         FileNotFoundError: if the directory has no `metrics.jsonl`.
-        ValueError: if one of the files is not readable JSON.
+        ValueError: if one of the files is not readable JSON, or a field is not what it must be.
     """
     run_dir = Path(run_dir)
     records = read_records(run_dir)
     summary, config = _read_json(run_dir / "summary.json"), _read_json(run_dir / "config.json")
+    _check_summary(summary, run_dir / "summary.json")
     page = PAGE.substitute(
         title=escape(title),
         facts=_facts(run_dir, summary, records),
@@ -96,21 +98,51 @@ def read_records(run_dir: str | Path) -> list[dict[str, float]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a line is not JSON.
+        ValueError: if a line is not a JSON object of numbers with an "iteration".
     """
     path = Path(run_dir) / "metrics.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {run_dir} is not the directory of a training run")
-    *whole, rest = path.read_text(encoding="utf-8").split("\n")
-    records = [_parse(line, f"{path}, line {n}") for n, line in enumerate(whole, start=1) if line.strip()]
+    *whole, rest = _text(path).split("\n")
     try:
-        return records + ([json.loads(rest)] if rest.strip() else [])
+        json.loads(rest)
     except json.JSONDecodeError:
-        return records
+        rest = ""
+    return [_record(line, f"{path}, line {n}") for n, line in enumerate([*whole, rest], 1) if line.strip()]
+
+
+def _record(line: str, where: str) -> dict[str, float]:
+    record = _parse(line, where)
+    if "iteration" not in record:
+        raise ValueError(f"{where} has no 'iteration', it must number each record")
+    for name, value in record.items():
+        if not _is_number(value):
+            raise ValueError(f"{where}: {name!r} must be a number, got {value!r}")
+    return record
+
+
+def _check_summary(summary: Mapping[str, Any], path: Path) -> None:
+    """Raises a ValueError for a field that is not what the page needs."""
+    kinds = {"rows": (list, "a list"), "command": (str, "a text"), "versions": (dict, "an object")}
+    for name, (kind, said) in kinds.items():
+        if not isinstance(summary.get(name, kind()), kind):
+            raise ValueError(f"{path}: {name!r} must be {said}, got {str(summary[name])[:60]!r}")
+    for n, row in enumerate(summary.get("rows", [])):
+        if not isinstance(row, dict) or "name" not in row:
+            raise ValueError(
+                f"{path}: 'rows' must hold objects with a 'name', got {str(row)[:60]!r} as entry {n}"
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return _parse(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+    return _parse(_text(path), str(path)) if path.is_file() else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not readable text: {error}") from None
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

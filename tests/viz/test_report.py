@@ -178,11 +178,40 @@ def test_a_last_line_without_its_line_end_is_kept(tmp_path):
         ),
         ("config.json", "{", r"config\.json is not readable JSON"),
         ("summary.json", "[1]", r"summary\.json must hold a JSON object, got '\[1\]'"),
+        ("summary.json", '{"rows": 3}', r"summary\.json: 'rows' must be a list, got '3'"),
+        ("summary.json", '{"rows": [{"name": "a"}, 7]}', r"summary\.json: 'rows' must .* got '7' as entry 1"),
+        ("summary.json", '{"rows": [{"fid": 1}]}', r"must hold objects with a 'name', got .* as entry 0"),
+        ("summary.json", '{"command": ["a"]}', r"summary\.json: 'command' must be a text"),
+        ("summary.json", '{"versions": "1.2"}', r"summary\.json: 'versions' must be an object, got '1.2'"),
+        (
+            "metrics.jsonl",
+            '{"iteration": 0}\n{"reward": 1.0}\n',
+            r"metrics\.jsonl, line 2 has no 'iteration'",
+        ),
+        ("metrics.jsonl", '{"iteration": 0}\n{"reward": 1.0}', r"metrics\.jsonl, line 2 has no 'iteration'"),
+        (
+            "metrics.jsonl",
+            '{"iteration": 0, "reward": "high"}\n',
+            r"metrics\.jsonl, line 1: 'reward' must be a number, got 'high'",
+        ),
+        ("metrics.jsonl", '{"iteration": true}\n', r"line 1: 'iteration' must be a number, got True"),
+        (
+            "metrics.jsonl",
+            '{"iteration": 0}\n3\n',
+            r"metrics\.jsonl, line 2 must hold a JSON object, got '3'",
+        ),
     ],
 )
 def test_a_damaged_file_is_named(run_dir, name, content, message):
     (run_dir / name).write_text(content)
     with pytest.raises(ValueError, match=message):
+        write_report(run_dir, "A run")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "config.json"])
+def test_a_file_that_is_no_text_is_named(run_dir, name):
+    (run_dir / name).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=rf"{name} is not readable text"):
         write_report(run_dir, "A run")
 
 
