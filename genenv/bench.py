@@ -18,6 +18,7 @@ from torch import Tensor
 
 from genenv.actions import ScheduleActions
 from genenv.closed_loop import LOOPS, closed_loop
+from genenv.progress import Report, ignore
 from genenv.protocols import Context
 from genenv.rng import BatchRng
 from genenv.rollout import unwrapped
@@ -73,6 +74,7 @@ def measure(
     device: str = "cpu",
     repeats: int = 9,
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    report: Report = ignore,
     **env_kwargs: Any,
 ) -> Throughput:
     """Returns the speed of an environment that plays the hand-crafted schedule without a reward.
@@ -82,6 +84,7 @@ def measure(
         device: "cpu", "cuda", ...
         repeats: timings of each quantity; the median counts.
         batch_sizes: numbers of images at which finished images a second, and memory, are measured.
+        report: told how many of the measurements are done.
         env_kwargs: further keyword arguments of the environment, such as `backbone` and `dtype`.
     """
     if repeats < 1:
@@ -96,7 +99,10 @@ def measure(
     env = make(RATIO_ENVS)
     place, horizon = unwrapped(env).device, unwrapped(env).sampler.horizon
     parts = {"native": _native_episode, "sampler": _sampler_episode, "network": _network_replay}
+    total = 2 + len(batch_sizes)
+    report(0, total, f"{RATIO_ENVS} images at once")
     at_64 = _interleaved(env, parts, repeats)
+    report(1, total, f"plain loops, {LOOP_ENVS} images at once")
 
     env = make(LOOP_ENVS)
     loops = {"native": _native_episode, "loop": _closed_loop_episode, "separate": _separate_loop_episode}
@@ -108,7 +114,8 @@ def measure(
         paths["sb3"] = _sb3_episode
     images: dict[str, dict[int, float]] = {path: {} for path in paths}
     memory: dict[int, int] = {}
-    for num_envs in batch_sizes:
+    for done, num_envs in enumerate(batch_sizes, start=2):
+        report(done, total, f"{num_envs} images at once")
         env = make(num_envs)
         for path, seconds in _interleaved(env, paths, repeats).items():
             images[path][num_envs] = num_envs / statistics.median(seconds)

@@ -93,3 +93,17 @@ def test_an_environment_is_gone_when_the_next_one_is_measured(make):
         assert left() is None
     finally:
         gc.enable()
+
+
+def test_the_measurements_are_reported(monkeypatch):
+    monkeypatch.setattr(bench, "RATIO_ENVS", 2)
+    monkeypatch.setattr(bench, "LOOP_ENVS", 3)
+    reported = []
+    report = lambda *step: reported.append(step)  # noqa: E731
+    bench.measure("AdaGen/MaskGIT-v0", repeats=1, batch_sizes=(1, 4), report=report, num_steps=1)
+    assert reported == [
+        (0, 4, "2 images at once"),
+        (1, 4, "plain loops, 3 images at once"),
+        (2, 4, "1 images at once"),
+        (3, 4, "4 images at once"),
+    ]
