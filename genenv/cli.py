@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
-import importlib.util
 import inspect
 import json
 import sys
@@ -20,7 +19,10 @@ import gymnasium as gym
 import genenv
 
 if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
     from genenv.evaluation import Evaluation, Evaluator
+    from genenv.protocols import Actor
 
 DEFAULT_ID = "AdaGen/MaskGIT-v0"
 USER_ERRORS = (ValueError, OSError, ImportError, gym.error.Error)
@@ -53,38 +55,56 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help_, description=help_)
         sub.set_defaults(run=run)
         if env_id:
-            sub.add_argument("env_id", nargs="?", default=DEFAULT_ID, metavar="ENV_ID")
+            sub.add_argument(
+                "env_id", nargs="?", default=DEFAULT_ID, metavar="ENV_ID", help="such as my_module:My/Env-v0"
+            )
             sub.add_argument("--backbone", help="generator weights, the id's own by default")
             sub.add_argument("--num-steps", type=int, help="generation steps of each image")
+            sub.add_argument(
+                "--env-kwargs",
+                metavar="JSON",
+                default="{}",
+                help='further keyword arguments of the environment, such as \'{"solver": "heun"}\'',
+            )
         return sub
+
+    def policy(sub: argparse.ArgumentParser) -> None:
+        which = sub.add_mutually_exclusive_group()
+        which.add_argument("--static", action="store_true", help="the hand-crafted schedule (default)")
+        which.add_argument(
+            "--policy",
+            metavar="MODULE:FUNCTION",
+            help="what gives the actor: function(run_dir) with --run, else function() or function(env)",
+        )
+        sub.add_argument(
+            "--run", type=Path, dest="run_dir", metavar="RUN_DIR", help="folder of a training run"
+        )
+        sub.add_argument("--device", help="where the generator and the policy run (default cpu)")
 
     command("list", _list, "List the environments, their action parameters, weights and rewards.")
 
     command("check", _check, "Check that an environment keeps the suite's promises.", env_id=True)
 
     sub = command("evaluate", _evaluate, "Measure a policy on held-out seeds.", env_id=True)
-    which = sub.add_mutually_exclusive_group()
-    which.add_argument("--static", action="store_true", help="the hand-crafted schedule (default)")
-    which.add_argument(
-        "--policy", metavar="MODULE:FUNCTION", help="loader of a trained policy, given the folder of --run"
-    )
-    sub.add_argument("--run", type=Path, dest="run_dir", metavar="RUN_DIR", help="folder of a training run")
+    policy(sub)
     sub.add_argument("--num-images", type=int, default=2000, help="images of a repetition (default 2000)")
     sub.add_argument(
         "--repetitions", type=int, default=1, help="evaluations with images of their own (default 1)"
     )
     sub.add_argument("--batch-size", type=int, default=250, help="images at once (default 250)")
-    sub.add_argument("--device", help="where the generator and the policy run (default cpu)")
     sub.add_argument("--protocol", help="of the judge of a released generator: torch-fidelity or adagen")
     sub.add_argument(
         "--clip-score",
         action="store_true",
         help="also the mean cosine of images and their class's prompt, of at most 2,000 images",
     )
-    sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON too")
+    sub.add_argument("--name", help="what a scoreboard calls it")
+    sub.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the numbers as JSON too, after every repetition"
+    )
 
     sub = command("bench", _bench, "Measure speed beside the bare generator.", env_id=True)
-    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--device", help="where the generator runs (default cpu)")
     sub.add_argument("--dtype", help="of the generator's network: float32, bfloat16 or float16")
     sub.add_argument(
         "--num-images", type=int, nargs="+", metavar="N", help="images at once, in place of the usual numbers"
@@ -93,7 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--repeats", type=int, default=9, help="timings of each number (default 9)")
     sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON too")
 
-    sub = command("play", _play, "Draw hand-crafted episodes as a film strip.", env_id=True)
+    sub = command("play", _play, "Draw episodes of a policy as a film strip.", env_id=True)
+    policy(sub)
     sub.add_argument("--out", type=Path, default=Path("film_strip.png"))
     sub.add_argument("--num-images", type=int, default=8)
     sub.add_argument("--seed", type=int, default=0)
@@ -114,21 +135,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> int:
+    from genenv.actions import ScheduleActions
     from genenv.registration import defaults
     from genenv.rewards import REWARDS
-    from genenv.rollout import schedule_actions, unwrapped
+    from genenv.rollout import unwrapped
     from genenv.tiers import backbones_with, licences
 
     for env_id in genenv.env_ids():
+        kwargs = defaults(env_id)
         inner = unwrapped(gym.make_vec(env_id, num_envs=1, reward="none"))
-        parts = importlib.import_module(defaults(env_id)["sampler"].partition(":")[0]).PARTS
+        parts = getattr(importlib.import_module(kwargs["sampler"].partition(":")[0]), "PARTS", None)
+        names = [kwargs["backbone"]] if parts is None else backbones_with(parts)
+        actions = inner.actions
         print(env_id)
         rows = [
-            ("action", ", ".join(param.name for param in schedule_actions(inner).params)),
+            (
+                "action",
+                ", ".join(param.name for param in actions.params)
+                if isinstance(actions, ScheduleActions)
+                else str(inner.single_action_space),
+            ),
             ("observation", ", ".join([*inner.sampler.fields, "step", "context", "prev_action"])),
             ("decisions", str(inner.sampler.horizon)),
             ("rewards", ", ".join(["none", "default", *REWARDS])),
-            *((f"weights of {name}", _in_words(licences(name))) for name in backbones_with(parts)),
+            *((f"weights of {name}", _in_words(licences(name))) for name in names),
         ]
         _print_table(rows, indent=2)
     return 0
@@ -138,7 +168,7 @@ def _check(options: argparse.Namespace) -> int:
     from genenv.check import check
 
     failed = False
-    for promise, found in check(_known(options.env_id), **_env_kwargs(options)):
+    for promise, found in check(known_id(options.env_id), **_env_kwargs(options)):
         print(f"{'ok  ' if found is None else 'FAIL'} {promise}{'' if found is None else f': {found}'}")
         failed |= found is not None
     return int(failed)
@@ -147,36 +177,19 @@ def _check(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from genenv.checkpoints import write_text
     from genenv.evaluation import Evaluator, first_seed, pool
+    from genenv.progress import counting, progress
+    from genenv.rollout import unwrapped
 
     for name in ("repetitions", "batch_size"):
         if getattr(options, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise CommandError(f"{flag} must be at least 1, got {getattr(options, name)}")
-    if (options.policy is None) != (options.run_dir is None):
-        raise CommandError("--policy and --run belong together: the loader and the folder that it loads")
-    env_id, env_kwargs = _known(options.env_id), _env_kwargs(options)
-    if options.device is not None:
-        env_kwargs["device"] = options.device
-    actor: Any = None
-    if options.policy is not None:
-        place = {} if options.device is None else {"device": options.device}
-        loader = _load(options.policy)
-        if not _takes(loader, options.run_dir, **place):
-            called = "(run_dir, device=...)" if place else "(run_dir)"
-            raise CommandError(f"--policy must name a function that is called as {called}, got {loader!r}")
-        actor = loader(options.run_dir, **place)
-        trained_on = getattr(actor, "env_id", env_id)
-        if trained_on != env_id:
-            raise CommandError(f"the policy of {options.run_dir} was trained on {trained_on}, got {env_id}")
-        env_kwargs = dict(getattr(actor, "env_kwargs", {})) | env_kwargs
+    env_id, env_kwargs, actor_for = _policy(options)
     evaluator = Evaluator(env_id, env_kwargs, options.num_images, options.batch_size, options.protocol)
     judges = _clip_judge(evaluator) if options.clip_score else None
-    if actor is None:
-        from genenv.rollout import static_actor
-
-        actor = static_actor(evaluator.env)
-    runs, flops = [], 0.0
-    with _progress_bar("images", options.repetitions * options.num_images) as advance:
+    actor, runs, flops = actor_for(evaluator.env), [], 0.0
+    with progress("images") as report:
+        advance = counting(report, options.repetitions * options.num_images)
         for k in range(options.repetitions):
             run = evaluator(
                 actor,
@@ -190,21 +203,66 @@ def _evaluate(options: argparse.Namespace) -> int:
             runs.append(
                 dataclasses.replace(run, episode=run.episode.first(0))
             )  # the images are not needed again
-    found = pool(runs)
-    _print_evaluation(found, flops)
-    if options.json:
-        record = {
-            "env_id": env_id,
-            "env_kwargs": {"backbone": evaluator.backbone} | env_kwargs,
-            "policy": options.policy,
-            "run": options.run_dir and str(options.run_dir),
-            "genenv": genenv.__version__,
-            **found.record(),
-            "flops": flops,
-            "runs": [run.metrics for run in runs],
-        }
-        write_text(options.json, json.dumps(record, indent=2) + "\n")
+            if options.json:
+                record = {
+                    "name": options.name or _name(options),
+                    "env_id": env_id,
+                    "env_kwargs": {"backbone": evaluator.backbone} | env_kwargs,
+                    "decisions": unwrapped(evaluator.env).sampler.horizon,
+                    "policy": options.policy,
+                    "run": options.run_dir and str(options.run_dir),
+                    "genenv": genenv.__version__,
+                    **pool(runs).record(),
+                    "flops": flops,
+                    "runs": [run.metrics for run in runs],
+                }
+                write_text(options.json, json.dumps(record, indent=2) + "\n")
+    _print_evaluation(pool(runs), flops)
     return 0
+
+
+def _name(options: argparse.Namespace) -> str:
+    """Returns what a policy is called that nobody named."""
+    if options.policy is None:
+        return "hand-crafted"
+    return options.policy if options.run_dir is None else options.run_dir.resolve().name
+
+
+def _policy(
+    options: argparse.Namespace,
+) -> tuple[str, dict[str, Any], Callable[[VectorEnv], Actor]]:
+    """Returns the id, its keyword arguments, and what gives the actor of an environment with them.
+
+    A policy comes from a loader, function(run_dir) or function(), whose actor may say in `env_id` and `env_kwargs`
+    what it was trained on, or from function(env).
+    """
+    from genenv.rollout import static_actor
+
+    env_id, env_kwargs = known_id(options.env_id), _env_kwargs(options)
+    if options.device is not None:
+        env_kwargs["device"] = options.device
+    if options.policy is None:
+        if options.run_dir is not None:
+            raise CommandError("--run needs --policy, the function that loads the folder's policy")
+        return env_id, env_kwargs, static_actor
+    function = _load(options.policy)
+    place = {} if options.device is None else {"device": options.device}
+    folder = () if options.run_dir is None else (options.run_dir,)
+    if not _takes(function, *folder, **place):
+        if not folder and _wants_env(function):
+            return env_id, env_kwargs, function
+        arguments = ", ".join(["run_dir"] * bool(folder) + ["device=..."] * bool(place))
+        also = "" if folder else ", or as (env); give --run for one that loads a run"
+        raise CommandError(
+            f"--policy must name a function that is called as ({arguments}){also}, got {function!r}"
+        )
+    actor = function(*folder, **place)
+    trained_on = getattr(actor, "env_id", env_id)
+    if trained_on.rpartition(":")[2] != env_id:
+        raise CommandError(
+            f"the policy of {options.run_dir or options.policy} was trained on {trained_on}, got {env_id}"
+        )
+    return env_id, dict(getattr(actor, "env_kwargs", {})) | env_kwargs, lambda env: actor
 
 
 def _clip_judge(evaluator: Evaluator) -> Callable[[Evaluation], float]:
@@ -227,7 +285,7 @@ def _print_evaluation(found: Evaluation, flops: float) -> None:
         rows.append((name, f"{value:.3f}", f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""))
     _print_table(rows)
     repeated = f"{found.repetitions} x " if found.repetitions > 1 else ""
-    calls = "" if found.nfe is None else f"{found.nfe:.1f} network evaluations, "
+    calls = "" if found.nfe is None else f"{found.nfe:.1f} network evaluations (guidance counted), "
     each = " ".join(f"{accuracy:.1%}" for accuracy in found.class_accuracy)
     classes = [("accuracy", f"of each class: {each}")] if each else []
     print()
@@ -248,35 +306,26 @@ def _print_evaluation(found: Evaluation, flops: float) -> None:
     )
 
 
-@contextlib.contextmanager
-def _progress_bar(what: str, total: int) -> Iterator[Callable[[int], object] | None]:
-    """Shows a bar where somebody watches and rich is installed; gives what advances it."""
-    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(job, count)
-
-
 def _bench(options: argparse.Namespace) -> int:
     import torch
 
     from genenv.bench import BATCH_SIZES, LOOP_ENVS, RATIO_ENVS, measure
     from genenv.checkpoints import write_text
+    from genenv.progress import progress
 
     if options.threads is not None:
         if options.threads < 1:
             raise CommandError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
-    env_kwargs = _env_kwargs(options)
-    if options.dtype is not None:
-        env_kwargs["dtype"] = options.dtype
+    given = {"device": options.device, "dtype": options.dtype}
+    env_kwargs = {"device": "cpu"} | _env_kwargs(options)
+    env_kwargs |= {name: value for name, value in given.items() if value is not None}
     batch_sizes = options.num_images or BATCH_SIZES
-    result = measure(_known(options.env_id), options.device, options.repeats, batch_sizes, **env_kwargs)
+    env_id = known_id(options.env_id)
+    with progress("measurements") as report:
+        result = measure(
+            env_id, repeats=options.repeats, batch_sizes=batch_sizes, report=report, **env_kwargs
+        )
     print(f"{result.env_id} on {result.device}, {result.threads} CPU threads, {RATIO_ENVS} images at once")
     rows = [
         ("environment", f"{result.env_steps_per_second:,.0f} steps/s"),
@@ -308,19 +357,30 @@ def _bench(options: argparse.Namespace) -> int:
 def _play(options: argparse.Namespace) -> int:
     import torch
 
-    from genenv.bench import sampler_states
+    from genenv.rollout import unwrapped
     from genenv.viz.plots import save_film_strip
 
-    env: Any = gym.make_vec(
-        _known(options.env_id), num_envs=options.num_images, reward="none", **_env_kwargs(options)
-    )
-    sampler = env.unwrapped.sampler
-    images, undecided = [], []
+    env_id, env_kwargs, actor_for = _policy(options)
+    env_kwargs |= {"reward": "none", "autoreset_mode": "Disabled", "output": "torch"}
+    env = gym.make_vec(env_id, num_envs=options.num_images, **env_kwargs)
+    inner, actor = unwrapped(env), actor_for(env)
+    observation, info = env.reset(seed=options.seed)
+    images, undecided, infos = [], [], []
     with torch.no_grad():
-        for state in sampler_states(env, options.seed):
-            images.append(sampler.decode(state))
-            undecided.append(sampler.undecided(state))
-    save_film_strip(options.out, torch.stack(images), torch.stack(undecided))
+        for t in range(inner.sampler.horizon + 1):
+            images.append(inner.sampler.decode(inner._state))
+            undecided.append(inner.sampler.undecided(inner._state))
+            if t < inner.sampler.horizon:
+                observation, _, _, _, info = env.step(actor(observation))
+                infos.append(info)
+    names = [name for name in info if name.startswith("schedule/")]
+    save_film_strip(
+        options.out,
+        torch.stack(images),
+        torch.stack(undecided),
+        [str(label) for label in info["context"].tolist()],
+        {n.removeprefix("schedule/"): torch.stack([each[n] for each in infos]) for n in names},
+    )
     print(options.out)
     return 0
 
@@ -358,17 +418,52 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _known(env_id: str) -> str:
-    """Returns the id, or raises the error that names the ids there are."""
+def known_id(env_id: str) -> str:
+    """Returns the name of a registered id of genenv's, without the module that registers it.
+
+    Args:
+        env_id: "AdaGen/MaskGIT-v0", or "my_module:My/Env-v0", whose module is imported first; those of the current
+            folder count, as they do for python -m.
+
+    Raises:
+        ValueError: if there is no such id.
+    """
     from genenv.registration import defaults
 
-    defaults(env_id)
-    return env_id
+    with _current_folder():
+        defaults(env_id)
+    return env_id.rpartition(":")[2]
+
+
+def json_object(name: str, text: str) -> dict[str, Any]:
+    """Returns the keyword arguments that a JSON object on the command line describes; `name` says which."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CommandError(f"{name} must be a JSON object, got {text!r} ({error})") from None
+    if not isinstance(value, dict):
+        raise CommandError(f"{name} must be a JSON object, got {text!r}")
+    return value
+
+
+@contextlib.contextmanager
+def _current_folder() -> Iterator[None]:
+    """Lets modules of the current folder be imported."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
 
 
 def _env_kwargs(options: argparse.Namespace) -> dict[str, Any]:
+    kwargs = json_object("--env-kwargs", options.env_kwargs)
+    if "num_envs" in kwargs:
+        raise CommandError(
+            "--env-kwargs has no num_envs: the command decides how many images there are at once"
+        )
     given = {"backbone": options.backbone, "num_steps": options.num_steps}
-    return {name: value for name, value in given.items() if value is not None}
+    return kwargs | {name: value for name, value in given.items() if value is not None}
 
 
 def _load(path: str) -> Any:
@@ -376,13 +471,11 @@ def _load(path: str) -> Any:
     module, separator, attribute = path.partition(":")
     if not separator:
         raise CommandError(f"--policy must be MODULE:FUNCTION, got {path!r}")
-    sys.path.insert(0, "")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except AttributeError:
-        raise CommandError(f"--policy: module {module} has no {attribute!r}") from None
-    finally:
-        sys.path.remove("")
+    with _current_folder():
+        loaded = importlib.import_module(module)
+    if not hasattr(loaded, attribute):
+        raise CommandError(f"--policy: module {module} has no {attribute!r}")
+    return getattr(loaded, attribute)
 
 
 def _takes(function: Any, *args: Any, **kwargs: Any) -> bool:
@@ -392,6 +485,14 @@ def _takes(function: Any, *args: Any, **kwargs: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def _wants_env(function: Any) -> bool:
+    """Returns whether a function makes an actor of an environment: its parameter is called so."""
+    try:
+        return list(inspect.signature(function).parameters)[:1] == ["env"]
+    except (TypeError, ValueError):
+        return False
 
 
 def _in_words(licences: dict[str, str]) -> str:

@@ -1,7 +1,10 @@
+import contextlib
 import json
 import sys
 import types
+from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
 
@@ -98,7 +101,7 @@ def test_evaluate_says_where_its_numbers_come_from(capsys, tmp_path):
     assert rows["images"] == f"100, held-out seeds {found['seeds'][0]} to {found['seeds'][1]}"
     assert rows["labels"] == "cycle: balanced"
     assert rows["cost"].startswith(
-        f"{found['nfe']:.1f} network evaluations, {found['flops'] / 1e9:.3g} GFLOPs"
+        f"{found['nfe']:.1f} network evaluations (guidance counted), {found['flops'] / 1e9:.3g} GFLOPs"
     )
     assert rows["speed"].endswith("images/s, judged")
 
@@ -113,15 +116,68 @@ def test_evaluate_adds_the_clip_score_on_request(capsys, tmp_path):
     assert 0.5 < score < 1.0
 
 
-def test_evaluate_shows_a_bar_to_somebody_who_watches(capsys, monkeypatch):
-    advanced, command = [], ["evaluate", "--num-images", "70", "--batch-size", "40", "--num-steps", "1"]
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setattr("rich.progress.Progress.advance", lambda bar, job, count: advanced.append(count))
-    assert cli.main(command) == 0
-    assert advanced == [40, 30]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # without rich there is no bar
-    assert cli.main(command) == 0
-    assert advanced == [40, 30]
+def make_halves(env):
+    """Stands for an actor that needs to know its environment."""
+    return lambda observation: torch.full((env.num_envs, *env.single_action_space.shape), 0.5)
+
+
+def shipped_policy(device="cpu"):
+    actor = lambda observation: torch.zeros(len(observation["step"]), 4, device=device)  # noqa: E731
+    actor.env_kwargs = {"num_steps": 3}
+    return actor
+
+
+@pytest.mark.parametrize(
+    ("function", "decisions"), [("make_halves", 2), ("shipped_policy", 3), ("shipped_policy --device cpu", 3)]
+)
+def test_a_policy_needs_no_run(monkeypatch, tmp_path, capsys, function, decisions):
+    monkeypatch.setitem(sys.modules, "own", sys.modules[__name__])
+    path = tmp_path / "found.json"
+    steps = "" if decisions == 3 else "--num-steps 2"
+    command = f"evaluate --policy own:{function} {steps} --num-images 70 --json {path}"
+    assert cli.main(command.split()) == 0
+    found = json.loads(path.read_text())
+    assert found["decisions"] == decisions
+    assert found["name"] == f"own:{function.split()[0]}"
+
+
+def test_evaluate_takes_any_keyword_argument_and_a_name(capsys, tmp_path):
+    path = tmp_path / "found.json"
+    kwargs = json.dumps({"solver": "euler", "num_steps": 3})
+    command = ["evaluate", "AdaGen/SiT-v0", "--num-images", "70", "--env-kwargs", kwargs]
+    assert cli.main([*command, "--name", "euler, 3", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert (found["name"], found["decisions"], found["env_kwargs"]["solver"]) == ("euler, 3", 4, "euler")
+
+
+def test_an_interrupted_evaluation_keeps_the_repetitions_that_were_finished(monkeypatch, tmp_path, capsys):
+    from genenv.evaluation import Evaluator
+
+    path, call, calls = tmp_path / "found.json", Evaluator.__call__, []
+
+    def interrupted(evaluator, *args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return call(evaluator, *args, **kwargs)
+
+    monkeypatch.setattr(Evaluator, "__call__", interrupted)
+    command = f"evaluate --num-images 70 --num-steps 1 --repetitions 4 --json {path}"
+    assert cli.main(command.split()) == 130
+    assert capsys.readouterr().err == "genenv evaluate: interrupted\n"
+    assert len(json.loads(path.read_text())["runs"]) == 2
+
+
+def test_evaluate_reports_how_far_it_is(capsys, monkeypatch):
+    reported, command = [], "evaluate --num-images 70 --batch-size 40 --num-steps 1 --repetitions 2"
+
+    @contextlib.contextmanager
+    def progress(what):
+        yield lambda done, total: reported.append((done, total))
+
+    monkeypatch.setattr("genenv.progress.progress", progress)
+    assert cli.main(command.split()) == 0
+    assert reported == [(40, 140), (70, 140), (110, 140), (140, 140)]
 
 
 def test_bench_prints_and_writes_the_speed(capsys, monkeypatch, tmp_path):
@@ -154,7 +210,7 @@ def test_bench_prints_and_writes_the_speed(capsys, monkeypatch, tmp_path):
 def test_bench_passes_its_options_on_and_shows_the_memory_of_a_gpu(capsys, monkeypatch):
     asked = {}
 
-    def measure(env_id, device, repeats, batch_sizes, **env_kwargs):
+    def measure(env_id, *, device, repeats, batch_sizes, report, **env_kwargs):
         asked.update(env_kwargs, device=device, repeats=repeats, batch_sizes=batch_sizes)
         speeds = dict.fromkeys(batch_sizes, 8.25)
         return bench.Throughput(
@@ -186,20 +242,76 @@ def test_bench_passes_its_options_on_and_shows_the_memory_of_a_gpu(capsys, monke
     assert ["overhead", "over", "the", "bare", "network", "calls", "1.2%"] in lines
 
 
-def test_play_draws_the_hand_crafted_schedule(capsys, monkeypatch, tmp_path):
+MINE = """
+import genenv
+
+genenv.register("Mine/MaskGIT-v0", "genenv.envs.maskgit:make_sampler", backbone="digits", num_steps=2)
+"""
+
+
+@pytest.fixture
+def mine(monkeypatch, tmp_path):
+    """Returns the id of a module in the current folder, which is not on the path."""
+    (tmp_path / "my_module.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    yield "my_module:Mine/MaskGIT-v0"
+    gym.registry.pop("Mine/MaskGIT-v0", None)
+    sys.modules.pop("my_module", None)
+
+
+def test_an_id_of_ones_own_works_with_every_command(mine, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "RATIO_ENVS", 2)
+    monkeypatch.setattr(bench, "LOOP_ENVS", 2)
+    for command in (
+        f"check {mine}",
+        f"evaluate {mine} --num-images 70 --json found.json",
+        f"bench {mine} --num-images 1 --repeats 1",
+        f"play {mine} --num-images 2",
+        "list",
+    ):
+        assert cli.main(command.split()) == 0, capsys.readouterr()
+    assert "\nMine/MaskGIT-v0\n" in capsys.readouterr().out
+    found = json.loads(Path("found.json").read_text())
+    assert (found["env_id"], found["decisions"]) == ("Mine/MaskGIT-v0", 2)
+    assert "" not in sys.path
+
+
+@pytest.fixture
+def strip(monkeypatch):
+    """Returns what a film strip is made of."""
     drawn = {}
-    plots = types.ModuleType("genenv.viz.plots")
-    plots.save_film_strip = lambda path, images, undecided: drawn.update(
-        path=path, images=images, undecided=undecided
-    )
-    monkeypatch.setitem(sys.modules, "genenv.viz.plots", plots)
+
+    def save_film_strip(path, images, undecided, labels, values):
+        drawn.update(path=path, images=images, undecided=undecided, labels=labels, values=values)
+
+    monkeypatch.setattr("genenv.viz.plots.save_film_strip", save_film_strip)
+    return drawn
+
+
+def test_play_draws_the_hand_crafted_schedule(capsys, strip, tmp_path):
     out = tmp_path / "strip.png"
     assert cli.main(["play", "--num-images", "3", "--num-steps", "5", "--out", str(out)]) == 0
-    assert drawn["path"] == out
-    assert drawn["images"].shape == (6, 3, 1, 8, 8)
-    assert drawn["undecided"].shape == (6, 3, 4, 4)
-    assert (drawn["undecided"][0] == 1).all()
+    assert strip["path"] == out
+    assert strip["images"].shape == (6, 3, 1, 8, 8)
+    assert strip["undecided"].shape == (6, 3, 4, 4)
+    assert (strip["undecided"][0] == 1).all()
+    assert len(strip["labels"]) == 3
+    assert list(strip["values"]) == ["mask_ratio", "mask_temperature", "token_temperature", "guidance_weight"]
     assert capsys.readouterr().out == f"{out}\n"
+
+
+def test_play_draws_a_policy(monkeypatch, strip, tmp_path):
+    monkeypatch.setitem(sys.modules, "own", sys.modules[__name__])
+    for policy in ("--static", "--policy own:make_halves"):
+        assert cli.main(f"play --num-images 2 --num-steps 2 --seed 3 {policy}".split()) == 0
+        weights = strip["values"]["guidance_weight"]
+        assert weights.shape == (2, 2)
+        assert (weights[-1] > 1.0).all() == (policy != "--static")  # a ramp to 1 by hand
+    kwargs = json.dumps({"smoothing": 0.5})
+    assert (
+        cli.main(["play", "--policy", "own:shipped_policy", "--num-images", "2", "--env-kwargs", kwargs]) == 0
+    )
+    assert strip["images"].shape[:2] == (4, 2)
 
 
 @pytest.mark.parametrize(
@@ -241,10 +353,12 @@ def test_report_calls_the_writer(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (
-            "check CartPole-v1",
-            "AdaGen/DiT-v0, AdaGen/SiT-v0, got 'CartPole-v1'",
-        ),
+        ("check CartPole-v1", "AdaGen/SiT-v0, got 'CartPole-v1'"),
+        ("check AdaGen/DIT-v0", "got 'AdaGen/DIT-v0'; did you mean 'AdaGen/DiT-v0'?"),
+        ("play no_such:My/Env-v0", "env_id 'no_such:My/Env-v0' cannot be loaded: No module named 'no_such'"),
+        ("bench --env-kwargs [1]", "--env-kwargs must be a JSON object, got '[1]'"),
+        ("check --env-kwargs {", "--env-kwargs must be a JSON object, got '{'"),
+        ('play --env-kwargs {"num_envs":3}', "--env-kwargs has no num_envs"),
         ("check --num-steps 0", "num_steps must be at least 1, got 0"),
         (
             "check --backbone mnist",
@@ -256,13 +370,17 @@ def test_report_calls_the_writer(monkeypatch, tmp_path):
         ("evaluate --num-images 64", "more images than the 64 feature dimensions, got 64"),
         ("evaluate --device cuda:99", "device 'cuda:99' cannot be used here"),
         ("evaluate --protocol adagen", "protocol must be one of digits for backbone 'digits', got 'adagen'"),
-        ("evaluate --policy json:loads", "--policy and --run belong together"),
+        (
+            "evaluate --policy json:loads",
+            "is called as (), or as (env); give --run for one that loads a run, got <function loads",
+        ),
         ("evaluate --policy math:pi --run .", "must name a function that is called as (run_dir), got 3.14"),
         (
             "evaluate --policy math:sqrt --run . --device cpu",
             "must name a function that is called as (run_dir, device=...)",
         ),
-        ("evaluate --run runs/x", "--policy and --run belong together"),
+        ("evaluate --run runs/x", "--run needs --policy, the function that loads the folder's policy"),
+        ("play --run runs/x", "--run needs --policy, the function that loads the folder's policy"),
         ("evaluate --policy json --run .", "--policy must be MODULE:FUNCTION, got 'json'"),
         ("evaluate --policy json:x --run .", "--policy: module json has no 'x'"),
         ("evaluate --policy no_such_module:x --run .", "No module named 'no_such_module'"),
