@@ -4,52 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import gymnasium as gym
 import torch
 import tyro
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import Progress
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from genenv.checkpoints import write_text
-from genenv.cli import USER_ERRORS
+from genenv.cli import USER_ERRORS, json_object, known_id
 from genenv.evaluation import Evaluator, first_seed
 from genenv.metrics.intervals import interval
+from genenv.progress import counting, progress
 from genenv.protocols import Actor
 from genenv.rng import Stream
-from genenv.rollout import run_episode, schedule_actions, schedule_actor
+from genenv.rollout import run_episode, schedule_actions, schedule_actor, unwrapped
 from genenv.schedules import ScheduleParam
-
-Report = Callable[[int, int, float], None]
-"""Called as report(step, num_steps, best value)."""
 
 METRICS = ("fid", "precision", "recall", "coverage", "accuracy")
 """The columns of a table; the results hold all metrics."""
 
-
-def parse_json(text: str) -> dict[str, Any]:
-    """Returns the keyword arguments that a JSON object on the command line describes."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"env_kwargs must be a JSON object, got {text!r} ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"env_kwargs must be a JSON object, got {text!r}")
-    return value
-
-
 JSON_OBJECT = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
     metavar="JSON",
-    instance_from_str=lambda words: parse_json(words[0]),
+    instance_from_str=lambda words: json_object("env_kwargs", words[0]),
     is_instance=lambda value: isinstance(value, dict),
     str_from_instance=lambda value: [json.dumps(value)],
 )
@@ -61,15 +47,41 @@ class Task:
     """What a baseline is measured on; each baseline's Config adds its own fields."""
 
     env_id: str = "AdaGen/MaskGIT-v0"
-    """Environment id."""
+    """Environment id, or "my_module:My/Env-v0" for one that my_module registers."""
     env_kwargs: Annotated[dict[str, Any], JSON_OBJECT] = dataclasses.field(default_factory=dict)
     """Keyword arguments of the environment, such as '{"num_steps": 8}'."""
-    seeds: int = 3
-    """Repetitions, each on its own held-out images."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Repetitions: seed S decides what is random, and has the held-out images of an agent's run with --seed S."""
     num_images: int = 2000
     """Held-out images of a repetition."""
+    name: str | None = None
+    """Told beside the method in every table, so that two configurations of it can be told apart."""
     out: Path | None = None
-    """JSON file for the results."""
+    """JSON file for the results; every row is saved as soon as it is known."""
+
+    def __post_init__(self):
+        legal = all(isinstance(seed, int) and seed >= 0 for seed in self.seeds)
+        if not legal or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(
+                f"seeds must be different whole numbers from 0 on, such as 0 1 2, got {self.seeds}"
+            )
+        at_least(self, num_images=1)
+
+
+def at_least(config: object, **bounds: float) -> None:
+    """Raises a ValueError for the first named field of a config that is below its bound, infinite or not a number."""
+    for name, bound in bounds.items():
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value >= bound):
+            raise ValueError(f"{name} must be at least {bound}, got {value}")
+
+
+def above_zero(config: object, *names: str) -> None:
+    """Raises a ValueError for the first named field of a config that is 0 or less, infinite or not a number."""
+    for name in names:
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be above 0, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +96,12 @@ class Result:
     """Keyword arguments it was evaluated with."""
     seed: int
     """Repetition."""
+    decisions: int
+    """Decisions of an image."""
+    num_images: int
+    """Held-out images."""
+    protocol: str
+    """How they were judged; numbers of different protocols cannot be compared."""
     metrics: dict[str, float]
     """Held-out metrics: fid, kid, precision, recall, density, coverage, accuracy."""
     images: int
@@ -104,8 +122,9 @@ class Bench:
 
     def __init__(self, task: Task, env_kwargs: Mapping[str, Any] | None = None):
         self.task = task
+        self.env_id = known_id(task.env_id)
         self.env_kwargs = dict(task.env_kwargs if env_kwargs is None else env_kwargs)
-        self.evaluator = Evaluator(task.env_id, self.env_kwargs, task.num_images)
+        self.evaluator = Evaluator(self.env_id, self.env_kwargs, task.num_images)
 
     @property
     def params(self) -> tuple[ScheduleParam, ...]:
@@ -122,20 +141,26 @@ class Bench:
         table: Tensor | None = None,
     ) -> Result:
         """Returns the result of an actor found with `images` images; `table` (T, A) is its exact static schedule."""
-        evaluation = self.evaluator(actor, first_seed(seed, self.task.num_images))
+        method = method if self.task.name is None else f"{method}, {self.task.name}"
+        total = self.task.num_images
+        with progress(f"held-out images of {method}, seed {seed}") as report:
+            evaluation = self.evaluator(actor, first_seed(seed, total), progress=counting(report, total))
         if table is None:
             schedule = {name: value.mean(1).tolist() for name, value in evaluation.episode.schedule.items()}
         else:
             schedule = {param.name: table[:, i].tolist() for i, param in enumerate(self.params)}
         return Result(
-            method,
-            self.task.env_id,
-            self.env_kwargs,
-            seed,
-            evaluation.metrics,
-            images,
-            round(seconds, 1),
-            schedule,
+            method=method,
+            env_id=self.env_id,
+            env_kwargs=self.env_kwargs,
+            seed=seed,
+            decisions=unwrapped(self.evaluator.env).sampler.horizon,
+            num_images=total,
+            protocol=evaluation.protocol,
+            metrics=evaluation.metrics,
+            images=images,
+            seconds=round(seconds, 1),
+            schedule=schedule,
         )
 
 
@@ -176,59 +201,59 @@ class StaticSchedules:
         return torch.cat(images)[:total].unflatten(0, (len(tables), num_images))
 
 
-@contextmanager
-def progress_bar(description: str) -> Iterator[Report]:
-    """Shows a bar for as long as the context lasts; gives what reports to it."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task(description, total=None)
-
-        def update(step: int, num_steps: int, value: float) -> None:
-            bar.update(job, completed=step, total=num_steps, description=f"{description} {value:.2f}")
-
-        yield update
+TaskT = TypeVar("TaskT", bound=Task)
 
 
-class Arguments(Protocol):
-    """A command line that may ask for a file."""
+def main(task_type: type[TaskT], run: Callable[[TaskT], Iterable[Result]], description: str | None) -> int:
+    """Runs a baseline's command and returns its exit status; see `exit_status`.
 
-    @property
-    def out(self) -> Path | None:
-        """The file, None for none."""
-        ...
-
-
-ArgumentsT = TypeVar("ArgumentsT", bound=Arguments)
-
-
-def finish(results: Sequence[Result], out: Path | None) -> None:
-    """Prints the table of the results and writes them where `out` says."""
-    console = Console()
-    console.width = max(console.width, 130)  # a cell that is wrapped cannot be read
-    console.print(table_of(results))
-    if out is not None:
-        write_results(out, results)
-
-
-def main(
-    arguments_type: type[ArgumentsT],
-    run: Callable[[ArgumentsT], Sequence[Result]],
-    description: str | None,
-    finish: Callable[[Sequence[Result], Path | None], None] = finish,
-) -> int:
-    """Runs a baseline's command and returns its exit status: 0, or 2 for a user's mistake, told in one line.
+    Every result is told and saved as soon as it is known, and the table of all printed at the end.
 
     Args:
-        arguments_type: dataclass of the command line.
-        run: gives the results.
+        task_type: dataclass of the command line.
+        run: yields the results.
         description: the module's docstring, for --help.
-        finish: what becomes of the results, given `out`.
     """
+    results: list[Result] = []
+    saved: list[str] = []
+
+    def work() -> None:
+        task = tyro.cli(task_type, description=description)
+        if task.out is not None:
+            if task.out.is_dir():
+                raise ValueError(f"out must be a file, got the folder {task.out}")
+            task.out.parent.mkdir(parents=True, exist_ok=True)  # a mistake is told before anything is spent
+        for result in run(task):
+            results.append(result)
+            print(_in_a_line(result), file=sys.stderr, flush=True)
+            if task.out is not None:
+                write_results(task.out, results)
+                saved[:] = [f"; {task.out} holds what was finished"]
+        console = Console()
+        console.width = max(console.width, 130)  # a cell that is wrapped cannot be read
+        console.print(table_of(results))
+
+    return exit_status(work, lambda: "".join(saved))
+
+
+def exit_status(work: Callable[[], object], left: Callable[[], str] = lambda: "") -> int:
+    """Does some work and returns the exit status of the command.
+
+    It is 0, 2 for a user's mistake and 130 where the user stopped it, both told in one line.
+
+    Args:
+        work: what the command does.
+        left: says what an interrupted command leaves behind.
+    """
+    command = Path(sys.argv[0]).stem
     try:
-        arguments = tyro.cli(arguments_type, description=description)
-        finish(run(arguments), arguments.out)
+        work()
     except USER_ERRORS as error:
-        print(f"{Path(sys.argv[0]).stem}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted{left()}", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -237,16 +262,23 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     write_text(path, json.dumps([dataclasses.asdict(result) for result in results], indent=2) + "\n")
 
 
-def read_results(path: Path) -> list[Result]:
-    """Returns the results that `write_results` wrote.
+def parse_results(content: Any, path: Path) -> list[Result]:
+    """Returns the results that `write_results` wrote to a file, from its JSON.
 
     Raises:
-        ValueError: if the file holds anything else.
+        ValueError: if it holds anything else.
     """
-    try:
-        return [Result(**entry) for entry in json.loads(path.read_text())]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} must hold the results of a baseline, got {error}") from None
+    fields = {field.name for field in dataclasses.fields(Result)}
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise ValueError(f"{path} must hold a list of a baseline's results, got {str(content)[:60]}")
+    for n, entry in enumerate(content):
+        if entry.keys() != fields:
+            odd = sorted(entry.keys() ^ fields)
+            what = "has no" if odd[0] in fields else "has an unknown"
+            raise ValueError(
+                f"{path} must hold the results of a baseline: entry {n} {what} {odd[0]!r}; run it again"
+            )
+    return [Result(**entry) for entry in content]
 
 
 def table_of(results: Sequence[Result]) -> Table:
@@ -260,5 +292,10 @@ def table_of(results: Sequence[Result]) -> Table:
         ]
         images = sum(row.images for row in rows) / len(rows)
         seconds = sum(row.seconds for row in rows) / len(rows)
-        table.add_row(method, *cells, f"{images:,.0f}", f"{seconds:.0f}")
+        table.add_row(escape(method), *cells, f"{images:,.0f}", f"{seconds:.0f}")
     return table
+
+
+def _in_a_line(result: Result) -> str:
+    values = ", ".join(f"{name} {result.metrics[name]:.3f}" for name in METRICS if name in result.metrics)
+    return f"{result.method}, seed {result.seed}: {values}"

@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,8 +27,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
-from baselines.common import Bench, Result, Task, main
+from baselines.common import Bench, Result, Task, at_least, main
 from genenv.integrations.sb3 import GenVecEnv
+from genenv.progress import Report, ignore, progress
 from genenv.protocols import Actor, Observation
 from genenv.rollout import unwrapped
 from genenv.vector_env import to_numpy
@@ -49,6 +51,10 @@ class Config(Task):
     """Images generated at once: what a reward that compares images sees together."""
     one_hot_tokens: bool = False
     """Encode token ids as one-hot vectors instead of SB3's plain numbers."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, minutes=0, num_envs=1)
 
 
 class OneHotExtractor(BaseFeaturesExtractor):
@@ -87,17 +93,20 @@ class TimeBudget(BaseCallback):
 
     Args:
         seconds: wall clock from the first rollout on.
+        report: told the seconds spent, of how many.
     """
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, report: Report = ignore):
         super().__init__()
-        self.seconds = seconds
+        self.seconds, self.report = seconds, report
 
     def _on_training_start(self) -> None:
-        self.end = time.monotonic() + self.seconds
+        self.start = time.monotonic()
 
     def _on_step(self) -> bool:
-        return time.monotonic() < self.end
+        spent = time.monotonic() - self.start
+        self.report(round(min(spent, self.seconds)), round(self.seconds), f"{self.num_timesteps:,} steps")
+        return spent < self.seconds
 
 
 def rollout_steps(num_envs: int, horizon: int) -> int:
@@ -113,7 +122,7 @@ def make_model(config: Config, seed: int) -> OnPolicyAlgorithm:
     n_steps = rollout_steps(config.num_envs, unwrapped(env).sampler.horizon)
     policy_kwargs = {"features_extractor_class": OneHotExtractor} if config.one_hot_tokens else None
     return algorithm(
-        "MultiInputPolicy", GenVecEnv(env), n_steps=n_steps, seed=seed, policy_kwargs=policy_kwargs
+        "MultiInputPolicy", GenVecEnv(env), n_steps=n_steps, seed=seed % 2**32, policy_kwargs=policy_kwargs
     )
 
 
@@ -135,26 +144,25 @@ def save(model: OnPolicyAlgorithm, path: Path) -> None:
     os.replace(partial, path)
 
 
-def run(config: Config) -> list[Result]:
-    """Returns the results of every repetition, before and after training.
+def run(config: Config) -> Iterator[Result]:
+    """Yields the results of every repetition, before and after training.
 
     The models are saved beside the results, as `<out>-<seed>.zip`.
     """
     bench = Bench(config)
     name = f"{config.algo}, one-hot" if config.one_hot_tokens else config.algo
-    results = []
-    for seed in range(config.seeds):
+    for seed in config.seeds:
         model = make_model(config, seed)
         actor = actor_from(model)
-        results.append(bench.result(f"{name}, untrained", seed, actor))
+        yield bench.result(f"{name}, untrained", seed, actor)
         started = time.perf_counter()
-        model.learn(2**62, callback=TimeBudget(60 * config.minutes))
+        with progress(f"{name}, seed {seed}, seconds") as report:
+            model.learn(2**62, callback=TimeBudget(60 * config.minutes, report))
         seconds = time.perf_counter() - started
-        images = model.num_timesteps // unwrapped(bench.evaluator.env).sampler.horizon
-        results.append(bench.result(name, seed, actor, images, seconds))
         if config.out is not None:
             save(model, config.out.with_name(f"{config.out.stem}-{seed}.zip"))
-    return results
+        images = model.num_timesteps // unwrapped(bench.evaluator.env).sampler.horizon
+        yield bench.result(name, seed, actor, images, seconds)
 
 
 if __name__ == "__main__":

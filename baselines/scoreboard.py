@@ -1,4 +1,4 @@
-"""One table of every method: baselines beside trained agents.
+"""One table a task of every method: baselines beside trained agents and evaluated policies.
 
 python -m baselines.scoreboard runs/static.json runs/search.json runs/adagen-*/summary.json --out scoreboard.md
 """
@@ -6,16 +6,36 @@ python -m baselines.scoreboard runs/static.json runs/search.json runs/adagen-*/s
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import tyro
 
-from baselines.common import METRICS, Result, main, read_results
+from baselines.common import METRICS, Result, exit_status, parse_results
 from genenv.checkpoints import write_text
 from genenv.metrics.intervals import interval
+
+OF_THE_POLICY = (
+    "sampler",
+    "num_steps",
+    "reward",
+    "contexts",
+    "observe",
+    "action_mode",
+    "smoothing",
+    "device",
+    "output",
+    "autoreset_mode",
+    "render_mode",
+    "compile",
+)
+"""Keyword arguments that are no part of the task: how a policy sees, acts and is paid, what held-out evaluation sets
+itself, and the number of steps, which the decisions say."""
 
 
 @dataclass(frozen=True)
@@ -23,69 +43,162 @@ class Arguments:
     """What to put together."""
 
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """Results of the baselines, and `summary.json` of the agents' run directories."""
+    """Results of the baselines, `summary.json` of the agents' run directories, and what `genenv evaluate --json`
+    wrote."""
     out: Path | None = None
-    """Markdown file for the table; it is printed as well."""
+    """Markdown file for the tables; they are printed as well."""
 
 
-def read(path: Path) -> list[Result]:
-    """Returns the results of a baseline's file, or the learned policy of a run's `summary.json`.
+@dataclass(frozen=True)
+class Task:
+    """What can be compared: the same generator, judged alike on as many images."""
+
+    env_id: str
+    """Environment id."""
+    env_kwargs: str
+    """Keyword arguments that matter, as JSON."""
+    decisions: int
+    """Decisions of an image."""
+    num_images: int
+    """Held-out images of a repetition."""
+    protocol: str
+    """How they were judged."""
+
+    def __str__(self) -> str:
+        kwargs = json.loads(self.env_kwargs)
+        told = [f"{name} {value}" for name, value in kwargs.items()]
+        judged = [f"{self.decisions} decisions", f"{self.num_images:,} held-out images"]
+        return ", ".join([self.env_id, *told, *judged, f"protocol {self.protocol}"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One repetition of a method."""
+
+    task: Task
+    """What it was measured on."""
+    method: str
+    """What the table calls it."""
+    seed: int
+    """Repetition."""
+    metrics: dict[str, float]
+    """Held-out metrics."""
+    images: float = math.nan
+    """Images generated to find the policy, nan where nobody said."""
+    seconds: float = math.nan
+    """Wall clock spent on finding it, nan where nobody said."""
+
+
+def read(path: Path) -> list[Row]:
+    """Returns what a file holds: a baseline's results, a run's learned policy, or an evaluated policy.
 
     Raises:
-        ValueError: if the file holds neither.
+        ValueError: if it holds none of them, with what is missing.
     """
-    if path.name != "summary.json":
-        return read_results(path)
-    summary = json.loads(path.read_text())
     try:
-        learned = dict(summary["rows"][-1])
-        method, images = f"{summary['agent']}, {learned.pop('name')}", learned.pop("images")
-        return [
-            Result(method, summary["env_id"], {}, summary["seed"], learned, images, summary["seconds"], {})
-        ]
-    except KeyError as error:
-        raise ValueError(f"{path} must be the summary of a run, but it has no {error}; train again") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(content, dict):
+        return [_of_result(result) for result in parse_results(content, path)]
+    kind, rows = ("run", _of_run) if "rows" in content else ("evaluation", _of_evaluation)
+    try:
+        return rows(content)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"{path} must be the record of a finished {kind}, but lacks {error}; make it again"
+        ) from None
 
 
-def collect(arguments: Arguments) -> list[Result]:
-    """Returns the results of all files.
+def _of_result(result: Result) -> Row:
+    task = _task(result.env_id, result.env_kwargs, result.decisions, result.num_images, result.protocol)
+    return Row(task, result.method, result.seed, result.metrics, result.images, result.seconds)
+
+
+def _of_run(summary: Mapping[str, Any]) -> list[Row]:
+    """The learned policy of a run's `summary.json`."""
+    learned, judged = dict(summary["rows"][-1]), summary["evaluations"]["learned"]
+    name, images = learned.pop("name"), learned.pop("images")
+    return [
+        Row(
+            _task(
+                summary["env_id"],
+                summary["env_kwargs"],
+                summary["decisions"],
+                judged["num_images"],
+                judged["protocol"],
+            ),
+            summary.get("name") or f"{summary['agent']}, {name}",
+            summary["seed"],
+            learned,
+            images,
+            summary["seconds"],
+        )
+    ]
+
+
+def _of_evaluation(record: Mapping[str, Any]) -> list[Row]:
+    """The repetitions of what `genenv evaluate --json` wrote."""
+    task = _task(
+        record["env_id"], record["env_kwargs"], record["decisions"], record["num_images"], record["protocol"]
+    )
+    return [Row(task, record["name"], seed, metrics) for seed, metrics in enumerate(record["runs"])]
+
+
+def _task(env_id: str, env_kwargs: Mapping[str, Any], decisions: int, num_images: int, protocol: str) -> Task:
+    spec = gym.registry.get(env_id)
+    kwargs = ({} if spec is None else spec.kwargs) | dict(env_kwargs)
+    matter = {name: value for name, value in sorted(kwargs.items()) if name not in OF_THE_POLICY}
+    return Task(env_id, json.dumps(matter, sort_keys=True), decisions, num_images, protocol)
+
+
+def collect(files: Sequence[Path]) -> list[Row]:
+    """Returns the rows of all files.
 
     Raises:
         ValueError: if two of them are the same repetition of a method, whose mean over configurations says nothing.
     """
-    results, origins = [], {}
-    for path in arguments.files:
-        for result in read(path):
-            key = (result.method, result.env_id, result.seed)
+    rows: list[Row] = []
+    origins: dict[tuple[Task, str, int], Path] = {}
+    for path in files:
+        for row in read(path):
+            key = (row.task, row.method, row.seed)
             if key in origins:
                 raise ValueError(
-                    f"{origins[key]} and {path} both hold {result.method!r} with seed {result.seed} on "
-                    f"{result.env_id}; pass the runs of one configuration"
+                    f"{origins[key]} and {path} both hold {row.method!r} with seed {row.seed} on {row.task}; "
+                    "make one of them again with another --name"
                 )
             origins[key] = path
-            results.append(result)
-    return results
+            rows.append(row)
+    return rows
 
 
-def markdown(results: Sequence[Result]) -> str:
-    """Returns a table with a row for each method, best FID last: mean and 95 % t interval over its repetitions.
+def markdown(rows: Sequence[Row]) -> str:
+    """Returns a table for each task: a row for each method, best FID last, mean and 95 % t interval over its seeds."""
+    tasks = dict.fromkeys(row.task for row in rows)
+    return "\n".join(f"{task}\n\n{_table([row for row in rows if row.task == task])}" for task in tasks)
 
-    Where there are several environments, a method has a row for each.
-    """
-    several = len({result.env_id for result in results}) > 1
-    grouped: dict[str, list[Result]] = {}
-    for result in results:
-        name = f"{result.method} on {result.env_id}" if several else result.method
-        grouped.setdefault(name, []).append(result)
-    grouped = dict(sorted(grouped.items(), key=lambda item: -_mean([r.metrics["fid"] for r in item[1]])))
+
+def _table(rows: Sequence[Row]) -> str:
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row.method, []).append(row)
+    metrics = [name for name in METRICS if any(name in row.metrics for row in rows)]
     lines = [
-        "| method | " + " | ".join(METRICS) + " | images to find it | seconds | seeds |",
-        "|---|" + "---:|" * (len(METRICS) + 3),
+        "| method | " + " | ".join(metrics) + " | images to find it | seconds | seeds |",
+        "|---|" + "---:|" * (len(metrics) + 3),
     ]
-    for method, rows in grouped.items():
-        cells = [interval([row.metrics[name] for row in rows]) for name in METRICS]
-        images, seconds = (_mean([getattr(row, name) for row in rows]) for name in ("images", "seconds"))
-        lines.append(f"| {method} | {' | '.join(cells)} | {images:,.0f} | {seconds:.0f} | {len(rows)} |")
+    for method, group in sorted(
+        grouped.items(), key=lambda item: -_mean([row.metrics["fid"] for row in item[1]])
+    ):
+        cells = [
+            interval([row.metrics[name] for row in group]) if name in group[0].metrics else "-"
+            for name in metrics
+        ]
+        images, seconds = (_mean([getattr(row, name) for row in group]) for name in ("images", "seconds"))
+        spent = ["-" if math.isnan(value) else f"{value:,.0f}" for value in (images, seconds)]
+        name = method.replace("|", r"\|")  # a bar ends a cell
+        lines.append(f"| {name} | {' | '.join([*cells, *spent])} | {len(group)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -93,13 +206,18 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def finish(results: Sequence[Result], out: Path | None) -> None:
-    """Prints the table and writes it where `out` says."""
-    text = markdown(results)
-    print(text)
-    if out is not None:
-        write_text(out, text)
+def main() -> int:
+    """Prints the tables, writes them where `out` says, and returns the exit status."""
+
+    def work() -> None:
+        arguments = tyro.cli(Arguments, description=__doc__)
+        text = markdown(collect(arguments.files))
+        print(text)
+        if arguments.out is not None:
+            write_text(arguments.out, text)
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Arguments, collect, __doc__, finish))
+    sys.exit(main())

@@ -1,13 +1,14 @@
 """CMA-ES over one static schedule: learnable, not adaptive.
 
-python -m baselines.search --env-id AdaGen/MaskGIT-v0 --seeds 3 --out search.json
+python -m baselines.search --env-id AdaGen/MaskGIT-v0 --out search.json
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,22 +18,25 @@ from torch import Tensor
 
 from baselines.common import (
     Bench,
-    Report,
     Result,
     StaticSchedules,
     Task,
+    above_zero,
+    at_least,
     main,
-    progress_bar,
     static_kwargs,
 )
 from genenv.actions import ScheduleActions
 from genenv.data import digits
 from genenv.evaluation import first_seed
 from genenv.metrics.frechet import frechet_distance, moments
+from genenv.progress import Report, progress
 from genenv.rng import MAX_SEED, Stream
 from genenv.rollout import schedule_actor
 from genenv.tiers import load_part
 
+IMAGES_PER_SEED = 10**9
+"""Image seeds that the search of a repetition has for itself."""
 Score = Callable[[Tensor], float]
 """The distance of images (N, C, H, W) from the real ones."""
 
@@ -56,6 +60,14 @@ class Config(Task):
     """Images for each finalist of the final choice."""
     batch_size: int = 512
     """Images at once."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, images_per_candidate=2, popsize=2, tuning_images=2, batch_size=1)
+        above_zero(self, "sigma")
+        if self.generations < 1:
+            least = 2 * self.tuning_images + self.popsize * self.images_per_candidate
+            raise ValueError(f"budget must be at least {least} images for one generation, got {self.budget}")
 
     @property
     def generations(self) -> int:
@@ -122,7 +134,7 @@ def minimise(
         points = search.ask()
         values = evaluate(np.stack(points))
         search.tell(points, values)
-        report(generation + 1, generations, min(values))
+        report(generation + 1, generations, f"FID {min(values):.2f}")
     best = search.result.xbest
     assert best is not None
     return np.stack([search.result.xfavorite, best])
@@ -134,11 +146,12 @@ def search(
     """Returns the schedule (T, A) found, in physical units, and the images it took.
 
     The T * A numbers of a candidate are residual actions. All candidates of a generation get the same seeds and
-    every generation new ones. There must be a budget for at least one.
+    every generation new ones.
     """
     params = generate.params
     decoder, horizon = ScheduleActions(params), len(params[0].static)
     generator = np.random.default_rng(seed)
+    firsts = itertools.count(seed * IMAGES_PER_SEED % MAX_SEED, config.images_per_candidate)
 
     def decode(points: np.ndarray) -> Tensor:
         """Physical schedules (P, T, A) of points (P, T * A)."""
@@ -147,11 +160,8 @@ def search(
         return torch.stack(steps, dim=1)
 
     def evaluate(points: np.ndarray) -> list[float]:
-        first, number = (
-            int(generator.integers(MAX_SEED - config.images_per_candidate)),
-            config.images_per_candidate,
-        )
-        return [score(images) for images in generate(decode(points), number, first, Stream.TRAINING)]
+        judged = generate(decode(points), config.images_per_candidate, next(firsts), Stream.TRAINING)
+        return [score(images) for images in judged]
 
     dimension = horizon * len(params)
     points = minimise(
@@ -164,28 +174,19 @@ def search(
     return finalists[distances.index(min(distances))], images
 
 
-def run(config: Config) -> list[Result]:
-    """Returns the results of the repetitions.
-
-    Raises:
-        ValueError: if the budget pays for no generation.
-    """
-    if config.generations < 1:
-        least = 2 * config.tuning_images + config.popsize * config.images_per_candidate
-        raise ValueError(f"budget must be at least {least} images for one generation, got {config.budget}")
+def run(config: Config) -> Iterator[Result]:
+    """Yields the results of the repetitions."""
     bench = Bench(config, static_kwargs(config.env_kwargs))
-    generate = StaticSchedules(config.env_id, config.env_kwargs, config.batch_size)
+    generate = StaticSchedules(bench.env_id, config.env_kwargs, config.batch_size)
     judge = bench.evaluator.judge
     score = judge.fid if config.objective == "judge" else RewardFeatureDistance(bench.evaluator.backbone)
-    results = []
-    for seed in range(config.seeds):
+    for seed in config.seeds:
         started = time.perf_counter()
-        with progress_bar(f"search {seed}") as report:
+        with progress(f"search, seed {seed}") as report:
             table, images = search(config, seed, generate, score, report)
         seconds = time.perf_counter() - started
         method = f"searched static ({config.objective})"
-        results.append(bench.result(method, seed, schedule_actor(table), images, seconds, table))
-    return results
+        yield bench.result(method, seed, schedule_actor(table), images, seconds, table)
 
 
 if __name__ == "__main__":

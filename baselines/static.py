@@ -1,40 +1,47 @@
 """The hand-crafted schedule, and the hand-crafted schedule with its guidance tuned on a grid.
 
-python -m baselines.static --env-id AdaGen/MaskGIT-v0 --seeds 3 --out static.json
+python -m baselines.static --env-id AdaGen/MaskGIT-v0 --out static.json
+python -m baselines.static --only hand-crafted --seeds 0
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from baselines.common import (
     Bench,
-    Report,
     Result,
     StaticSchedules,
     Task,
+    above_zero,
+    at_least,
     main,
-    progress_bar,
     static_kwargs,
 )
 from genenv.evaluation import first_seed
+from genenv.progress import Report, progress
 from genenv.rng import Stream
 from genenv.rollout import schedule_actor
 from genenv.schedules import ScheduleParam, handcrafted
 
 GUIDANCE = "guidance_weight"
+MAX_GRID = 1000
+"""Values of the largest grid; each is two schedules."""
 
 
 @dataclass(frozen=True)
 class Config(Task):
     """What the guidance is tuned with."""
 
+    only: Literal["hand-crafted", "tuned"] | None = None
+    """The hand-crafted schedule alone, or the tuned one alone; both where the environment has guidance."""
     step: float = 0.25
     """Distance of neighbouring grid values."""
     largest: float = 3.0
@@ -42,11 +49,18 @@ class Config(Task):
     tuning_images: int = 1000
     """Images for each schedule of the grid, on seeds that are not held out."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        above_zero(self, "step")
+        at_least(self, largest=0, tuning_images=2)
+        if self.largest / self.step >= MAX_GRID:
+            raise ValueError(
+                f"step must give a grid of at most {MAX_GRID} values up to {self.largest}, got {self.step}"
+            )
+
     @property
     def grid(self) -> list[float]:
         """The values 0, step ... largest."""
-        if not self.step > 0:
-            raise ValueError(f"step must be above 0, got {self.step}")
         return [self.step * i for i in range(int(self.largest / self.step + 1e-9) + 1)]
 
 
@@ -77,40 +91,46 @@ def best_schedule(tables: Tensor, score: Callable[[Tensor], float], report: Repo
     scores = []
     for table in tables:
         scores.append(score(table))
-        report(len(scores), len(tables), min(scores))
+        report(len(scores), len(tables), f"best FID {min(scores):.2f}")
     return tables[scores.index(min(scores))]
 
 
-def run(config: Config) -> list[Result]:
-    """Returns the results of every repetition, hand-crafted and tuned."""
+def run(config: Config) -> Iterator[Result]:
+    """Yields the results of every repetition, hand-crafted and tuned.
+
+    Raises:
+        ValueError: if the tuned one alone is asked for where there is no guidance.
+    """
     bench = Bench(config, static_kwargs(config.env_kwargs))
-    generate = StaticSchedules(config.env_id, config.env_kwargs)
     static = handcrafted(bench.params)
-    tables = guidance_schedules(bench.params, config.grid)
-    results = []
-    for seed in range(config.seeds):
-        results.append(bench.result("hand-crafted", seed, schedule_actor(static), table=static))
+    has_guidance = GUIDANCE in [param.name for param in bench.params]
+    if config.only == "hand-crafted" or (config.only is None and not has_guidance):
+        tables, generate = None, None
+    else:
+        tables = guidance_schedules(bench.params, config.grid)
+        generate = StaticSchedules(bench.env_id, config.env_kwargs)
+    for seed in config.seeds:
+        if config.only != "tuned":
+            yield bench.result("hand-crafted", seed, schedule_actor(static), table=static)
+        if tables is None or generate is None:
+            continue
         started = time.perf_counter()
         first = first_seed(seed, config.tuning_images)
 
-        def fid(table: Tensor, first: int = first) -> float:
-            return bench.evaluator.judge.fid(
-                generate(table[None], config.tuning_images, first, Stream.TUNING)[0]
-            )
+        def fid(table: Tensor, first: int = first, generate: StaticSchedules = generate) -> float:
+            images = generate(table[None], config.tuning_images, first, Stream.TUNING)[0]
+            return bench.evaluator.judge.fid(images)
 
-        with progress_bar(f"guidance grid {seed}") as report:
+        with progress(f"guidance grid, seed {seed}") as report:
             tuned = best_schedule(tables, fid, report)
-        results.append(
-            bench.result(
-                "guidance tuned",
-                seed,
-                schedule_actor(tuned),
-                images=len(tables) * config.tuning_images,
-                seconds=time.perf_counter() - started,
-                table=tuned,
-            )
+        yield bench.result(
+            "guidance tuned",
+            seed,
+            schedule_actor(tuned),
+            images=len(tables) * config.tuning_images,
+            seconds=time.perf_counter() - started,
+            table=tuned,
         )
-    return results
 
 
 if __name__ == "__main__":

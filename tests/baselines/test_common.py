@@ -1,5 +1,7 @@
 import dataclasses
 import io
+import json
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -7,14 +9,13 @@ import torch
 from rich.console import Console
 
 import genenv
-from baselines import search, static
+from baselines import random, sb3, search, static
 from baselines.common import (
     Result,
     StaticSchedules,
     Task,
     main,
-    parse_json,
-    read_results,
+    parse_results,
     table_of,
     write_results,
 )
@@ -27,6 +28,9 @@ RESULT = Result(
     env_id="AdaGen/MaskGIT-v0",
     env_kwargs={"num_steps": 2, "observe": ["step"]},
     seed=0,
+    decisions=2,
+    num_images=100,
+    protocol="digits",
     metrics=dict.fromkeys(("fid", "kid", "precision", "recall", "density", "coverage", "accuracy"), 0.125),
     images=1000,
     seconds=1.5,
@@ -34,11 +38,22 @@ RESULT = Result(
 )
 
 
+def read_file(path):
+    return parse_results(json.loads(path.read_text()), path)
+
+
 def test_results_survive_the_file_and_leave_nothing_else(tmp_path):
     results = [RESULT, dataclasses.replace(RESULT, seed=1, images=7)]
     write_results(tmp_path / "deep" / "results.json", results)
-    assert read_results(tmp_path / "deep" / "results.json") == results
+    assert read_file(tmp_path / "deep" / "results.json") == results
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("method", ["a[/b]", "[red]static"])
+def test_the_table_shows_any_name_as_it_is(method):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table_of([dataclasses.replace(RESULT, method=method)]))
+    assert f"{method} " in console.file.getvalue()
 
 
 def test_the_table_has_a_row_for_each_method():
@@ -51,33 +66,116 @@ def test_the_table_has_a_row_for_each_method():
     assert "±" not in lines[1]
 
 
-@pytest.mark.parametrize("text", ["[{}]", "3", "{"])
-def test_a_file_without_results_is_refused(tmp_path, text):
-    (tmp_path / "other.json").write_text(text)
-    with pytest.raises(ValueError, match=r"other\.json must hold the results of a baseline, got "):
-        read_results(tmp_path / "other.json")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{}]", "entry 0 has no 'decisions'; run it again"),
+        ("3", "a list of a baseline's results, got 3"),
+        ("[4]", r"a list of a baseline's results, got \[4\]"),
+    ],
+)
+def test_a_file_without_results_is_refused(content, message):
+    with pytest.raises(ValueError, match=rf"^other\.json must hold .*{message}"):
+        parse_results(json.loads(content), Path("other.json"))
 
 
-def test_a_command_hands_its_results_and_its_file_on(monkeypatch, tmp_path):
-    handed = []
-    monkeypatch.setattr("sys.argv", ["static", "--seeds", "2", "--out", str(tmp_path / "x.json")])
-    finish = lambda results, out: handed.append((results, out))  # noqa: E731
-    assert main(Task, lambda task: [RESULT] * task.seeds, "Help.", finish) == 0
-    assert handed == [([RESULT, RESULT], tmp_path / "x.json")]
+def test_a_result_of_another_version_names_what_is_unknown():
+    entry = dataclasses.asdict(RESULT) | {"zeal": 1}
+    with pytest.raises(ValueError, match="entry 1 has an unknown 'zeal'"):
+        parse_results([dataclasses.asdict(RESULT), entry], Path("other.json"))
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (7,)])
+def test_every_row_is_told_and_saved_as_soon_as_it_is_known(monkeypatch, tmp_path, capsys, seeds):
+    out = tmp_path / "deep" / "x.json"
+    command = ["static", "--seeds", *map(str, seeds), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", command)
+
+    def run(task):
+        assert task.seeds == seeds
+        assert out.parent.is_dir()
+        for done, seed in enumerate(task.seeds):
+            assert out.is_file() == (done > 0)
+            yield dataclasses.replace(RESULT, seed=seed)
+            assert [result.seed for result in read_file(out)] == list(seeds[: done + 1])
+            assert f"static, seed {seed}: fid 0.125, " in capsys.readouterr().err
+
+    assert main(Task, run, "Help.") == 0
+    assert "static" in capsys.readouterr().out
+
+
+def test_an_interrupted_command_keeps_what_was_finished(monkeypatch, tmp_path, capsys):
+    def run(task):
+        yield RESULT
+        raise KeyboardInterrupt
+
+    out = tmp_path / "x.json"
+    monkeypatch.setattr("sys.argv", ["static.py", "--out", str(out)])
+    assert main(Task, run, None) == 130
+    assert capsys.readouterr().err.splitlines()[1:] == [f"static: interrupted; {out} holds what was finished"]
+    assert read_file(out) == [RESULT]
+
+
+def test_a_command_that_has_no_file_to_write_to_says_so_before_it_starts(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sys.argv", ["static", "--out", str(tmp_path)])
+    assert main(Task, lambda task: pytest.fail("started"), None) == 2
+    assert capsys.readouterr().err == f"static: out must be a file, got the folder {tmp_path}\n"
+
+
+IDS = ", ".join(genenv.env_ids())
 
 
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (static, "--env-id Foo", f"static: env_id must be one of {', '.join(genenv.env_ids())}, got 'Foo'"),
-        (static, "--step 0", "static: step must be above 0, got 0.0"),
-        (search, "--budget 10", "search: budget must be at least 4304 images for one generation, got 10"),
+        (static, "--env-id Foo", f"env_id must be one of {IDS}, got 'Foo'"),
+        (static, "--env-id AdaGen/DIT-v0", "got 'AdaGen/DIT-v0'; did you mean 'AdaGen/DiT-v0'?"),
+        (static, "--env-id no_such:Foo", "env_id 'no_such:Foo' cannot be loaded: No module named 'no_such'"),
+        (
+            static,
+            "--seeds 0 1 0",
+            "seeds must be different whole numbers from 0 on, such as 0 1 2, got (0, 1, 0)",
+        ),
+        (static, "--seeds -1", "seeds must be different whole numbers from 0 on, such as 0 1 2, got (-1,)"),
+        (static, "--num-images 0", "num_images must be at least 1, got 0"),
+        (static, "--step 0", "step must be above 0, got 0.0"),
+        (static, "--step nan", "step must be above 0, got nan"),
+        (static, "--step inf", "step must be above 0, got inf"),
+        (static, "--step 1e-12", "step must give a grid of at most 1000 values up to 3.0, got 1e-12"),
+        (static, "--largest -1", "largest must be at least 0, got -1.0"),
+        (static, "--largest nan", "largest must be at least 0, got nan"),
+        (static, "--largest 1e300", "step must give a grid of at most 1000 values up to 1e+300, got 0.25"),
+        (static, "--tuning-images 1", "tuning_images must be at least 2, got 1"),
+        (search, "--budget 10", "budget must be at least 4304 images for one generation, got 10"),
+        (search, "--popsize 1", "popsize must be at least 2, got 1"),
+        (search, "--sigma nan", "sigma must be above 0, got nan"),
+        (search, "--sigma 0", "sigma must be above 0, got 0.0"),
+        (search, "--images-per-candidate 1", "images_per_candidate must be at least 2, got 1"),
+        (search, "--tuning-images -5", "tuning_images must be at least 2, got -5"),
+        (search, "--batch-size 0", "batch_size must be at least 1, got 0"),
+        (sb3, "--minutes -1", "minutes must be at least 0, got -1.0"),
+        (sb3, "--minutes nan", "minutes must be at least 0, got nan"),
+        (sb3, "--minutes inf", "minutes must be at least 0, got inf"),
+        (sb3, "--num-envs 0", "num_envs must be at least 1, got 0"),
+        (random, "--seeds -3", "seeds must be different whole numbers from 0 on, such as 0 1 2, got (-3,)"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_status_two(monkeypatch, capsys, module, options, message):
+def test_a_users_mistake_is_told_and_status_two(monkeypatch, capsys, module, options, message):
     monkeypatch.setattr("sys.argv", [module.__file__, *options.split()])
-    assert main(module.Config, module.run, module.__doc__) == 2
-    assert capsys.readouterr().err.split("\n") == [message, ""]
+    try:
+        status = main(getattr(module, "Config", Task), module.run, module.__doc__)
+    except SystemExit as stop:  # tyro tells what a field does not take, in a box
+        status = stop.code
+    assert status == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("options", ["--seeds", "--seeds 1.5", "--seeds nan"])
+def test_seeds_that_are_no_numbers_are_refused_by_the_command_line(monkeypatch, capsys, options):
+    monkeypatch.setattr("sys.argv", ["static", *options.split()])
+    with pytest.raises(SystemExit) as stop:
+        main(Task, lambda task: pytest.fail("started"), None)
+    assert stop.value.code == 2
 
 
 @pytest.mark.parametrize("error", [OSError, ImportError, gym.error.Error])
@@ -88,12 +186,6 @@ def test_every_expected_error_is_one_line(monkeypatch, capsys, error):
     monkeypatch.setattr("sys.argv", ["x.py"])
     assert main(Task, run, None) == 2
     assert capsys.readouterr().err == "x: two lines\n"
-
-
-@pytest.mark.parametrize("text", ["{", "[1]"])
-def test_keyword_arguments_must_be_a_json_object(text):
-    with pytest.raises(ValueError, match="env_kwargs must be a JSON object"):
-        parse_json(text)
 
 
 def test_a_schedule_actor_plays_the_row_of_each_step():

@@ -45,6 +45,14 @@ def test_the_time_budget_ends_the_training(toy):
     assert model.num_timesteps == 16
 
 
+def test_the_time_spent_is_reported(toy):
+    reports = []
+    model = make_model(Config(env_kwargs=toy, num_envs=16), seed=0)
+    model.learn(10**9, callback=TimeBudget(0.6, lambda *report: reports.append(report)))
+    assert reports[0] == (0, 1, "16 steps")
+    assert reports[-1][:2] == (1, 1)
+
+
 def test_actions_are_clipped_to_the_box(toy):
     env = gym.make_vec("AdaGen/MaskGIT-v0", num_envs=4, **toy)
     model = PPO("MultiInputPolicy", GenVecEnv(env), n_steps=2, batch_size=8)
@@ -56,8 +64,8 @@ def test_actions_are_clipped_to_the_box(toy):
 @pytest.mark.parametrize("algo", ["ppo", "trpo"])
 def test_a_run_leaves_results_and_models(toy, tmp_path, algo):
     out = tmp_path / "runs" / "sb3.json"
-    config = Config(env_kwargs=toy, algo=algo, seeds=1, num_images=100, minutes=0.0, num_envs=16, out=out)
-    results = run(config)
+    config = Config(env_kwargs=toy, algo=algo, seeds=(0,), num_images=100, minutes=0.0, num_envs=16, out=out)
+    results = list(run(config))
     assert [result.method for result in results] == [f"{algo}, untrained", algo]
     assert results[1].images == 8  # 16 steps of episodes of 2
     assert [path.name for path in out.parent.iterdir()] == ["sb3-0.zip"]

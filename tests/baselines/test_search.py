@@ -4,10 +4,12 @@ import pytest
 from baselines.common import StaticSchedules
 from baselines.search import Config, RewardFeatureDistance, minimise, run, search
 from genenv.data import digits
-from genenv.rng import Stream
+from genenv.envs.maskgit import schedule
+from genenv.progress import ignore
+from genenv.rng import MAX_SEED, Stream
 from genenv.schedules import handcrafted
 
-QUIET = lambda step, num_steps, value: None  # noqa: E731
+QUIET = ignore
 
 
 def noisy_sphere(seed):
@@ -53,12 +55,30 @@ def test_search_improves_its_own_objective_on_fresh_images(toy):
     assert after < 0.6 * before
 
 
+def test_no_generation_sees_an_image_of_another_nor_of_another_repetition():
+    seen, config = [], Config(budget=3 * 4 * 50 + 20, images_per_candidate=50, popsize=4, tuning_images=10)
+
+    class Toy:
+        params = schedule(2, guidance_weight=1.0)
+
+        def __call__(self, tables, num_images, first, stream):
+            assert 0 <= first < MAX_SEED
+            seen.append([(stream, seed) for seed in range(first, first + num_images)])
+            return tables
+
+    for seed in (0, 1, 700, 10**10):
+        search(config, seed, Toy(), lambda table: table.sum().item(), QUIET)
+    assert [len(images) for images in seen] == 4 * [50, 50, 50, 10]
+    assert [images[0][0] for images in seen] == 4 * [*3 * [Stream.TRAINING], Stream.TUNING]
+    assert len(set().union(*seen)) == 4 * 160
+
+
 @pytest.mark.parametrize("objective", ["reward_features", "judge"])
 def test_a_repetition_is_reproducible(toy, objective):
     config = Config(
         env_kwargs=toy,
         objective=objective,
-        seeds=1,
+        seeds=(0,),
         num_images=100,
         budget=2 * 4 * 70 + 200,
         images_per_candidate=70,

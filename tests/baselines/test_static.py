@@ -2,6 +2,7 @@ import gymnasium as gym
 import pytest
 import torch
 
+from baselines import static
 from baselines.common import StaticSchedules, static_kwargs
 from baselines.static import Config, best_schedule, guidance_schedules, run
 from genenv.envs.maskgit import schedule
@@ -43,17 +44,39 @@ def test_the_lowest_score_is_chosen_and_reported():
     tables, reports = torch.tensor([[[3.0]], [[1.0]], [[2.0]]]), []
     chosen = best_schedule(tables, lambda table: table.item(), lambda *report: reports.append(report))
     assert chosen.item() == 1.0
-    assert reports == [(1, 3, 3.0), (2, 3, 1.0), (3, 3, 1.0)]
+    assert reports == [(1, 3, "best FID 3.00"), (2, 3, "best FID 1.00"), (3, 3, "best FID 1.00")]
 
 
 def test_tuning_finds_the_best_guidance_of_a_toy(toy):
-    results = run(Config(env_kwargs=toy, seeds=1, num_images=200, tuning_images=200, step=0.5))
+    results = list(run(Config(env_kwargs=toy, seeds=(0,), num_images=200, tuning_images=200, step=0.5)))
     assert [result.method for result in results] == ["hand-crafted", "guidance tuned"]
     plain, tuned = results
     assert tuned.schedule["guidance_weight"] == [1.5, 1.5]
     assert tuned.schedule["brightness"] == plain.schedule["brightness"]
     assert tuned.metrics["fid"] < 0.8 * plain.metrics["fid"]
     assert (plain.images, tuned.images) == (0, 2 * 7 * 200)
+
+
+@pytest.mark.parametrize(
+    ("only", "methods"), [("hand-crafted", ["hand-crafted"]), ("tuned", ["guidance tuned"])]
+)
+def test_one_row_alone_can_be_asked_for(toy, only, methods):
+    results = run(Config(env_kwargs=toy, only=only, seeds=(4,), num_images=100, tuning_images=70, step=3.0))
+    assert [(result.method, result.seed) for result in results] == [(method, 4) for method in methods]
+
+
+def test_without_guidance_there_is_the_hand_crafted_row_alone(toy, monkeypatch):
+    monkeypatch.setattr(static, "GUIDANCE", "temperature")
+    results = list(run(Config(env_kwargs=toy, seeds=(1, 5), num_images=100)))
+    assert [(result.method, result.seed) for result in results] == [("hand-crafted", 1), ("hand-crafted", 5)]
+    with pytest.raises(ValueError, match="no temperature to tune, its parameters are brightness, guidance"):
+        next(iter(run(Config(env_kwargs=toy, only="tuned", num_images=100))))
+
+
+def test_a_name_tells_configurations_apart(toy):
+    (result,) = run(Config(env_kwargs=toy, only="hand-crafted", name="mine", seeds=(0,), num_images=100))
+    assert result.method == "hand-crafted, mine"
+    assert (result.decisions, result.num_images, result.protocol) == (2, 100, "digits")
 
 
 def test_without_guidance_there_is_nothing_to_tune():
