@@ -137,30 +137,40 @@ def _parser() -> argparse.ArgumentParser:
 def _list(options: argparse.Namespace) -> int:
     from genenv.actions import ScheduleActions
     from genenv.registration import defaults
-    from genenv.rewards import REWARDS
+    from genenv.releases import DOWNLOADS
+    from genenv.rewards import available
     from genenv.rollout import unwrapped
-    from genenv.tiers import backbones_with, licences
+    from genenv.tiers import backbones_with, licences, tiers
 
     for env_id in genenv.env_ids():
         kwargs = defaults(env_id)
         inner = unwrapped(gym.make_vec(env_id, num_envs=1, reward="none"))
         parts = getattr(importlib.import_module(kwargs["sampler"].partition(":")[0]), "PARTS", None)
-        names = [kwargs["backbone"]] if parts is None else backbones_with(parts)
-        actions = inner.actions
-        print(env_id)
+        actions, space = inner.actions, inner.single_action_space
+        names = (
+            [param.name for param in actions.params] if isinstance(actions, ScheduleActions) else [str(space)]
+        )
         rows = [
-            (
-                "action",
-                ", ".join(param.name for param in actions.params)
-                if isinstance(actions, ScheduleActions)
-                else str(inner.single_action_space),
-            ),
+            ("action", ", ".join(names)),
             ("observation", ", ".join([*inner.sampler.fields, "step", "context", "prev_action"])),
             ("decisions", str(inner.sampler.horizon)),
-            ("rewards", ", ".join(["none", "default", *REWARDS])),
-            *((f"weights of {name}", _in_words(licences(name))) for name in names),
+            ("backbones", ", ".join([kwargs["backbone"]] if parts is None else backbones_with(parts))),
         ]
+        print(env_id)
         _print_table(rows, indent=2)
+    of_backbones = set()
+    for tier in tiers().values():
+        shape = " x ".join(map(str, tier.image_shape))
+        print(f"\ntier {tier.name}: images of {shape}, {len(tier.class_names):,} classes")
+        rows = [("judges", ", ".join(tier.judges) or "none")]
+        for name in tier.backbones:
+            rows.append((name, f"rewards: {', '.join(['none', *available(name)])}"))
+            rows.append(("", f"weights: {_in_words(licences(name))}"))
+            of_backbones |= licences(name).keys()
+        _print_table(rows, indent=2)
+    print("\nother files: judges, rewards, references, policies")
+    others = [(each.file, each.licence) for each in DOWNLOADS.values() if each.file not in of_backbones]
+    _print_table(others, indent=2)
     return 0
 
 
@@ -378,7 +388,7 @@ def _play(options: argparse.Namespace) -> int:
         options.out,
         torch.stack(images),
         torch.stack(undecided),
-        [str(label) for label in info["context"].tolist()],
+        [str(inner.contexts.names[label]) for label in info["context"].tolist()],
         {n.removeprefix("schedule/"): torch.stack([each[n] for each in infos]) for n in names},
     )
     print(options.out)

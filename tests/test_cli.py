@@ -19,8 +19,14 @@ def test_list_shows_every_id_with_its_parameters_rewards_and_licence(capsys):
     for env_id in genenv.env_ids():
         assert env_id in shown
     assert "mask_ratio, mask_temperature, token_temperature, guidance_weight" in shown
-    assert "loo_fid" in shown
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert "digits rewards: none, adversarial, classifier, clip, fid, hpsv2, loo_fid" in lines
+    (rewards,) = [line for line in lines if line.startswith("imagenet256-dit-xl-2 rewards: ")]
+    assert "classifier" not in rewards  # the digits' own
+    assert "loo_fid" in rewards
+    assert "tier digits: images of 1 x 8 x 8, 10 classes" in lines
     assert "CC BY 4.0" in shown
+    assert any(line.startswith("inception_v3_google-0cc3c7bd.pth ") for line in lines)
 
 
 def test_check_reports_every_promise(capsys):
@@ -300,6 +306,12 @@ def test_play_draws_the_hand_crafted_schedule(capsys, strip, tmp_path):
     assert capsys.readouterr().out == f"{out}\n"
 
 
+def test_play_names_the_classes_of_the_tier(strip, tmp_path):
+    kwargs = json.dumps({"contexts": [7, 3, 7]})
+    assert cli.main(["play", "--num-images", "3", "--num-steps", "1", "--env-kwargs", kwargs]) == 0
+    assert strip["labels"] == ["seven", "three", "seven"]
+
+
 def test_play_draws_a_policy(monkeypatch, strip, tmp_path):
     monkeypatch.setitem(sys.modules, "own", sys.modules[__name__])
     for policy in ("--static", "--policy own:make_halves"):
@@ -358,6 +370,7 @@ def test_report_calls_the_writer(monkeypatch, tmp_path):
         ("play no_such:My/Env-v0", "env_id 'no_such:My/Env-v0' cannot be loaded: No module named 'no_such'"),
         ("bench --env-kwargs [1]", "--env-kwargs must be a JSON object, got '[1]'"),
         ("check --env-kwargs {", "--env-kwargs must be a JSON object, got '{'"),
+        ('check --env-kwargs {"frameskip":4}', "frameskip"),
         ('play --env-kwargs {"num_envs":3}', "--env-kwargs has no num_envs"),
         ("check --num-steps 0", "num_steps must be at least 1, got 0"),
         (
