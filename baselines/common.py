@@ -23,14 +23,12 @@ from genenv.checkpoints import write_text
 from genenv.cli import USER_ERRORS, json_object, known_id
 from genenv.evaluation import Evaluator, first_seed
 from genenv.metrics.intervals import interval
+from genenv.metrics.names import SUMMARY
 from genenv.progress import counting, progress
 from genenv.protocols import Actor
 from genenv.rng import Stream
 from genenv.rollout import run_episode, schedule_actions, schedule_actor, unwrapped
 from genenv.schedules import ScheduleParam
-
-METRICS = ("fid", "precision", "recall", "coverage", "accuracy")
-"""The columns of a table; the results hold all metrics."""
 
 JSON_OBJECT = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
@@ -283,12 +281,12 @@ def parse_results(content: Any, path: Path) -> list[Result]:
 
 def table_of(results: Sequence[Result]) -> Table:
     """Returns a table with one row a method: the mean over its repetitions and the 95 % t interval's half-width."""
-    table = Table("method", *METRICS, "images", "seconds", box=SIMPLE)
+    table = Table("method", *SUMMARY, "images", "seconds", box=SIMPLE)
     for method in dict.fromkeys(result.method for result in results):
         rows = [result for result in results if result.method == method]
         cells = [
             interval([row.metrics[name] for row in rows]) if name in rows[0].metrics else "-"
-            for name in METRICS
+            for name in SUMMARY
         ]
         images = sum(row.images for row in rows) / len(rows)
         seconds = sum(row.seconds for row in rows) / len(rows)
@@ -297,5 +295,5 @@ def table_of(results: Sequence[Result]) -> Table:
 
 
 def _in_a_line(result: Result) -> str:
-    values = ", ".join(f"{name} {result.metrics[name]:.3f}" for name in METRICS if name in result.metrics)
+    values = ", ".join(f"{name} {result.metrics[name]:.3f}" for name in SUMMARY if name in result.metrics)
     return f"{result.method}, seed {result.seed}: {values}"

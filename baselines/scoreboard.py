@@ -16,9 +16,10 @@ from typing import Any
 import gymnasium as gym
 import tyro
 
-from baselines.common import METRICS, Result, exit_status, parse_results
+from baselines.common import Result, exit_status, parse_results
 from genenv.checkpoints import write_text
 from genenv.metrics.intervals import interval
+from genenv.metrics.names import SUMMARY
 
 OF_THE_POLICY = (
     "sampler",
@@ -183,7 +184,7 @@ def _table(rows: Sequence[Row]) -> str:
     grouped: dict[str, list[Row]] = {}
     for row in rows:
         grouped.setdefault(row.method, []).append(row)
-    metrics = [name for name in METRICS if any(name in row.metrics for row in rows)]
+    metrics = [name for name in SUMMARY if any(name in row.metrics for row in rows)]
     lines = [
         "| method | " + " | ".join(metrics) + " | images to find it | seconds | seeds |",
         "|---|" + "---:|" * (len(metrics) + 3),

@@ -27,13 +27,12 @@ from baselines.common import (
     static_kwargs,
 )
 from genenv.actions import ScheduleActions
-from genenv.data import digits
 from genenv.evaluation import first_seed
 from genenv.metrics.frechet import frechet_distance, moments
 from genenv.progress import Report, progress
 from genenv.rng import MAX_SEED, Stream
 from genenv.rollout import schedule_actor
-from genenv.tiers import load_part
+from genenv.tiers import tier_of
 
 IMAGES_PER_SEED = 10**9
 """Image seeds that the search of a repetition has for itself."""
@@ -83,10 +82,9 @@ class RewardFeatureDistance:
     """
 
     def __init__(self, backbone: str):
-        self.network = load_part("reward_features", backbone)
-        real = self.network.features(digits()[0])
-        self.mean, self.std = real.mean(0), real.std(0)
-        self.real = moments((real - self.mean) / self.std)
+        self.network, self.mean, covariance = tier_of(backbone).need("reward_features")(backbone, "cpu")
+        self.std = covariance.diagonal().sqrt()
+        self.real = torch.zeros_like(self.mean), covariance / self.std.outer(self.std)
 
     def __call__(self, images: Tensor) -> float:
         """Returns the Frechet distance of images (N, C, H, W) from the real ones, on standardised features."""

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from genenv.evaluation import Evaluation
 from genenv.metrics.intervals import student
+from genenv.metrics.names import METRICS
 from genenv.rewards.mixture import Mixture
 
-SHOWN = (("fid", "held-out FID", ".2f"), ("recall", "recall", ".3f"), ("accuracy", "label accuracy", ".1%"))
-"""Metric, what it is called, and its format."""
-FALLEN = (("fid", "FID rose", 1), ("recall", "recall fell", -1))
-"""Metric, what to say where it got worse, and the sign of that."""
+SHOWN = {"fid": "held-out FID", "recall": "recall", "accuracy": "label accuracy"}
+"""Metric, and what the sentence calls it."""
+FALLEN = {"fid": "FID rose", "recall": "recall fell"}
+"""Metric, and what to say where it got worse."""
 SHARES = ("precision", "recall", "coverage", "accuracy")
 """Metrics that are shares of images."""
 BLOCK, BLOCKS = 64, 20
@@ -50,16 +51,17 @@ def verdict(reward: Mixture, before: Evaluation, after: Evaluation) -> str:
     if old.mean() > noise:  # no percentage of a reward that may be 0 or less
         change = f"{(new.mean() / old.mean() - 1).item():+.1%} ({change})"
     shown = [
-        f"{title} {before.metrics[name]:{form}} -> {after.metrics[name]:{form}}"
-        for name, title, form in SHOWN
+        f"{title} {before.metrics[name]:{METRICS[name].format}} -> {after.metrics[name]:{METRICS[name].format}}"
+        for name, title in SHOWN.items()
         if name in before.metrics  # released generators have no accuracy, some references no recall
     ]
     sentence = f"reward {change}, {', '.join(shown)}"
     worse = [
         said
-        for name, said, sign in FALLEN
+        for name, said in FALLEN.items()
         if name in before.metrics
-        and sign * (after.metrics[name] - before.metrics[name]) > tolerance(name, before, after)
+        and METRICS[name].better * (before.metrics[name] - after.metrics[name])
+        > tolerance(name, before, after)
     ]
     if (new.mean() - old.mean()).item() > noise and worse:
         sentence += f". Warning: {' and '.join(worse)} while the reward rose"

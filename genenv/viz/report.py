@@ -17,6 +17,7 @@ from typing import Any
 
 import genenv
 from genenv.checkpoints import write_text
+from genenv.metrics.names import METRICS
 
 PACKAGES = ("torch", "gymnasium", "numpy")
 
@@ -30,16 +31,8 @@ class Column:
     format: str = ".3g"
 
 
-COLUMNS = {
-    "fid": Column("FID", -1, ".2f"),
-    "kid": Column("KID", -1, ".4f"),
-    "precision": Column("precision", 1, ".3f"),
-    "recall": Column("recall", 1, ".3f"),
-    "density": Column("density", 1, ".3f"),
-    "coverage": Column("coverage", 1, ".3f"),
-    "accuracy": Column("accuracy", 1, ".1%"),
-    "images": Column("training images", 0, ",.0f"),
-}
+COLUMNS = {name: Column(metric.title, metric.better, metric.format) for name, metric in METRICS.items()}
+COLUMNS["images"] = Column("training images", 0, ",.0f")
 """Key of a summary's row -> its column; other keys follow as they are."""
 
 PICTURES = {

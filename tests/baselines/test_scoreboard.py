@@ -7,14 +7,15 @@ import re
 import pytest
 
 from baselines import scoreboard
-from baselines.common import METRICS, Result, write_results
+from baselines.common import Result, write_results
 from baselines.scoreboard import collect, main, markdown, read
+from genenv.metrics.names import SUMMARY
 
 ID = "AdaGen/MaskGIT-v0"
 
 
 def result(method: str, seed: int, fid: float, env_id: str = ID, num_images: int = 2000, **kwargs) -> Result:
-    metrics = dict.fromkeys(METRICS, 0.5) | {"fid": fid}
+    metrics = dict.fromkeys(SUMMARY, 0.5) | {"fid": fid}
     return Result(method, env_id, kwargs, seed, 4, num_images, "digits", metrics, 1000, 2.0, {})
 
 
@@ -25,7 +26,7 @@ def written(tmp_path, *results: Result, name: str = "results.json"):
 
 def summary(**changes) -> dict:
     """Returns what an agent writes."""
-    learned = {"name": "learned", "images": 512} | dict.fromkeys(METRICS, 0.25)
+    learned = {"name": "learned", "images": 512} | dict.fromkeys(SUMMARY, 0.25)
     return {
         "env_id": ID,
         "env_kwargs": {"backbone": "digits", "num_steps": 4, "observe": ["features"], "device": "cuda"},
@@ -33,7 +34,7 @@ def summary(**changes) -> dict:
         "seed": 3,
         "seconds": 60.0,
         "agent": "adagen",
-        "rows": [{"name": "hand-crafted", "images": 0} | dict.fromkeys(METRICS, 0.75), learned],
+        "rows": [{"name": "hand-crafted", "images": 0} | dict.fromkeys(SUMMARY, 0.75), learned],
         "evaluations": {"learned": {"num_images": 2000, "protocol": "digits"}},
     } | changes
 
