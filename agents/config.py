@@ -1,0 +1,147 @@
+"""What the agents' configurations have in common: ranges of their fields, and the way to JSON and to the command line.
+
+A configuration is a frozen dataclass with a docstring for each field. Every number says its range, as in
+`clip: Annotated[float, ABOVE_ZERO] = 0.2`, and `check` in `__post_init__` holds it to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import shlex
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+C = TypeVar("C")
+
+Steps: TypeAlias = tuple[tuple[int, float], ...]
+"""A value that changes while a run goes on: (first iteration, value) in order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to below `high`; `low` itself belongs to them unless it is `excluded`."""
+
+    low: float
+    high: float = math.inf
+    excluded: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.excluded else value >= self.low
+        return above and value < self.high  # infinity and NaN are in no range
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"in {'(' if self.excluded else '['}{self.low:g}, {self.high:g})"
+        return f"finite and {'above' if self.excluded else 'at least'} {self.low:g}"
+
+
+NOT_NEGATIVE, ABOVE_ZERO = Range(0), Range(0, excluded=True)
+AT_LEAST_1, AT_LEAST_2 = Range(1), Range(2)
+FRACTION = Range(0, 1)
+"""From 0 to below 1."""
+
+
+def value_at(steps: Steps, iteration: int) -> float:
+    """Returns the value of an iteration."""
+    return [value for first, value in steps if first <= iteration][-1]
+
+
+def check(config: Any) -> None:
+    """Raises a ValueError that names the first field whose numbers are not in its range."""
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        allowed = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Range)), None)
+        if allowed is None:
+            continue
+        if typing.get_args(hint)[0] == Steps:
+            firsts, numbers = [first for first, _ in value], [number for _, number in value]
+            if firsts[:1] != [0] or any(b <= a for a, b in itertools.pairwise(firsts)):
+                raise ValueError(
+                    f"{name} must start at iteration 0 and its iterations must rise, got {value}"
+                )
+        else:
+            numbers = [value]
+        for number in numbers:
+            if number not in allowed:
+                raise ValueError(f"{name} must be {allowed}, got {number}")
+
+
+def as_json(config: Any) -> str:
+    """Returns a configuration as the text of a JSON file."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(kind: type[C], path: Path) -> C:
+    """Returns the configuration in a JSON file.
+
+    Raises:
+        ValueError: one line that names the file and the field, where it is not what `as_json` wrote.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for fault, found in (
+        ("has no field", [name for name in names if name not in values]),
+        ("has an unknown field", [name for name in values if name not in names]),
+    ):
+        if found:
+            raise ValueError(
+                f"{path} {fault} {', '.join(found)}: it is of another version of the agent, or was edited"
+            )
+    try:
+        return kind(**{name: _parse(hints[name], values[name], name) for name in names})
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _parse(hint: Any, value: Any, name: str) -> Any:
+    """Returns a value of JSON as one of the type that a field has."""
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        if value is None and types.NoneType in inner:
+            return None
+        return _parse(next(option for option in inner if option is not types.NoneType), value, name)
+    if kind is tuple and isinstance(value, list):
+        each = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
+        if len(each) == len(value):
+            return tuple(_parse(part, entry, name) for part, entry in zip(each, value, strict=True))
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise ValueError(f"{name} must be {hint if inner else hint.__name__}, got {value!r}")
+
+
+def words(config: Any) -> Iterator[str]:
+    """Yields the words of the command line that make a configuration from its class's defaults."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == field.default:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(value, bool):
+            yield flag if value else flag.replace("--", "--no-", 1)
+        elif isinstance(value, tuple):
+            yield flag
+            for entry in value:
+                yield from map(str, entry if isinstance(entry, tuple) else (entry,))
+        elif str(value).startswith("-"):  # a word of its own would be taken for an option
+            yield f"{flag}={value}"
+        else:
+            yield from (flag, str(value))
+
+
+def command(agent: str, config: Any, out: Path) -> str:
+    """Returns the command line that makes a run from nothing."""
+    return shlex.join(["python", "-m", f"agents.{agent}", *words(config), "--out", str(out)])
