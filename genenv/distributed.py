@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 
 def num_ranks() -> int:
@@ -18,17 +17,6 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     total = value.clone()
     distributed.all_reduce(total)
     return total
-
-
-def average_gradients(module: nn.Module) -> None:
-    """Replaces a module's gradients by their mean over the processes."""
-    ranks = num_ranks()
-    if ranks == 1:
-        return
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = sum_over_ranks(torch.cat([g.flatten() for g in gradients])) / ranks
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
 
 
 def _initialised() -> bool:

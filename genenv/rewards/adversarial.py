@@ -39,7 +39,7 @@ class AdversarialReward:
     """Pays how real an image looks to a discriminator, sigmoid(mean logit) in (0, 1).
 
     The agent owns the discriminator's optimiser and minimises `loss` in turn with its own; with several processes it
-    calls `genenv.distributed.average_gradients` in between.
+    sums the gradients over them in between (`agents.processes.sum_gradients`).
 
     Args:
         discriminator: (images, context) -> logits (N, places), large meaning real. One that compares the images of a
