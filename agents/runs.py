@@ -1,0 +1,358 @@
+"""The directory of a run: what it holds, who may write it, and how it survives a crash.
+
+config.json        the configuration          metrics.jsonl   one line an iteration, and the same in tensorboard/
+checkpoint.pt      all that training changes  handcrafted.pt  the evaluation that the run is compared with
+summary.json, report.html and pictures, once it is done       lock            held by the process that writes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pickle
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from agents import processes
+from agents.config import as_json, command, from_json
+from genenv.checkpoints import CheckpointError, replacing, write_text
+from genenv.evaluation import Evaluation
+from genenv.rollout import Episode
+
+DIGEST = 64
+"""Characters of a SHA-256 in hexadecimal."""
+
+
+class RunConfig(Protocol):
+    """What the shared parts ask of an agent's configuration, which is a frozen dataclass.
+
+    Attributes:
+        agent: its module's name.
+        resumable: fields that may change when a run is continued.
+        env_id, name, reward, seed, num_iterations, eval_images: as in `agents.adagen.Config`.
+    """
+
+    agent: ClassVar[str]
+    resumable: ClassVar[tuple[str, ...]]
+
+    @property
+    def env_id(self) -> str: ...  # noqa: D102
+    @property
+    def name(self) -> str | None: ...  # noqa: D102
+    @property
+    def reward(self) -> str: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def num_iterations(self) -> int: ...  # noqa: D102
+    @property
+    def eval_images(self) -> int: ...  # noqa: D102
+
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """What `gymnasium.make_vec` needs so that a policy sees what the run trains on."""
+        ...
+
+
+class Restorable(Protocol):
+    """What a checkpoint is of."""
+
+    iteration: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns tensors and plain values that restore the object; "iteration" among them."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        ...
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Writes tensors and plain values to a file of torch that ends with its own SHA-256.
+
+    The hash is the comment at the end of the zip archive, so that file and hash cannot part. The file is written under
+    a temporary name and renamed once it is on the disk.
+
+    Raises:
+        OSError: if it cannot be written; the old file stays as it was.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()[:-2] + struct.pack("<H", DIGEST)  # the last entry is the comment's length
+    digest = hashlib.sha256(content).hexdigest().encode()
+    try:
+        with replacing(path) as partial, partial.open("wb") as file:
+            file.write(content + digest)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        reason = error.strerror or str(error)
+        kept = "; the one before it is kept" if path.exists() else ""
+        raise OSError(f"{path} could not be written: {reason}{kept}") from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Returns what `save_checkpoint` wrote, on the CPU; nothing but tensors and plain values is unpickled.
+
+    Raises:
+        CheckpointError: if the file is missing, or not as it was written.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: there is no run to continue or to load")
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-DIGEST]).hexdigest().encode() != content[-DIGEST:]:
+        raise CheckpointError(
+            f"{path} is damaged: its content does not have its checksum; restore a copy, or train again"
+        )
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} holds more than tensors and plain values: {reason}") from None
+
+
+def read_config(kind: type[C], run_dir: Path | str, trust_modules: bool = False) -> C:
+    """Returns the configuration of a run directory.
+
+    Args:
+        kind: its class.
+        run_dir: the directory.
+        trust_modules: let the file name Python modules, whose code then runs: "module:id" as `env_id`, and
+            "module:factory" as a reward. Otherwise only registered ids and the rewards of genenv are taken.
+
+    Raises:
+        ValueError: if there is no such file, or it is not such a configuration.
+    """
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{run_dir} is not a run directory: it has no config.json")
+    config = from_json(kind, path)
+    if not trust_modules:
+        module = config.env_id.rpartition(":")[0]
+        named = [config.env_id] if module and module not in sys.modules else []
+        for name in named + [name for name in reward_names(config.reward) if ":" in name]:
+            raise ValueError(
+                f"{path}: {name!r} would run the code of a module; "
+                "if you trust the directory, say so with --trust-modules (trust_modules=True)"
+            )
+    return config
+
+
+def reward_names(reward: str) -> list[str]:
+    """Returns the names in a configuration's reward: one, or those of a mixture in JSON."""
+    return list(reward_spec(reward)) if reward.lstrip().startswith("{") else [reward]
+
+
+def reward_spec(reward: str) -> str | dict[str, Any]:
+    """Returns a configuration's reward as `genenv.rewards.make_reward` takes it: a name, or a mixture's weights."""
+    if not reward.lstrip().startswith("{"):
+        return reward
+    try:
+        return json.loads(reward)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"reward must be a name or a JSON object, got {reward}: {error}") from None
+
+
+class MetricsLog:
+    """metrics.jsonl: one line an iteration; iteration 0 is the hand-crafted schedule."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, record: dict[str, float]) -> None:
+        """Adds a line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read(self) -> list[dict[str, float]]:
+        """Returns all records; a last line that a crash cut short is left out.
+
+        Raises:
+            ValueError: if another line is no record; it names the file, the line and the field.
+        """
+        if not self.path.is_file():
+            return []
+        *lines, rest = self.path.read_text(encoding="utf-8").split("\n")
+        records = []
+        for number, line in enumerate([*lines, rest], start=1):
+            try:
+                record = json.loads(line) if line.strip() else None
+            except json.JSONDecodeError as error:
+                if number > len(lines):  # the one that a crash cut short
+                    break
+                raise ValueError(f"{self.path}, line {number} is not readable JSON: {error}") from None
+            if record is None:
+                continue
+            if not isinstance(record, dict) or type(record.get("iteration")) is not int:
+                raise ValueError(f"{self.path}, line {number} must hold an object with a whole 'iteration'")
+            for name, value in record.items():
+                if type(value) not in (int, float):
+                    raise ValueError(f"{self.path}, line {number}: {name} must be a number, got {value!r}")
+            records.append(record)
+        return records
+
+    def cut_after(self, iteration: int) -> None:
+        """Drops what a crashed run logged after its last checkpoint; resuming logs it again.
+
+        Raises:
+            ValueError: if the records up to there are not all there.
+        """
+        kept = [record for record in self.read() if record["iteration"] <= iteration]
+        logged = [record["iteration"] for record in kept if record["iteration"] > 0]
+        if logged != list(range(1, iteration + 1)):
+            raise ValueError(
+                f"{self.path} must hold iterations 1 to {iteration}, as the checkpoint does, got "
+                f"{len(logged)} of them; restore it, or start anew in another directory"
+            )
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Holds a run directory for this process alone; the lock goes with the process, however it ends.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{out} is in use by another process; wait for it, or choose another --out"
+            ) from None
+        yield
+
+
+def check_free(out: Path) -> None:
+    """Raises a ValueError if a directory holds a run, or what is left of one."""
+    if (out / "checkpoint.pt").exists():
+        raise ValueError(
+            f"{out} already holds a run; continue it with --resume {out}, or choose another --out"
+        )
+    log = out / "metrics.jsonl"
+    if log.exists() and log.stat().st_size:
+        raise ValueError(f"{log} is left of a run without a checkpoint; remove it, or choose another --out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Generic[C]):
+    """An open run directory. Only the first process of a run writes to it.
+
+    Attributes:
+        out: the directory.
+        config: its configuration.
+        log: the metrics of each iteration.
+        writer: the same for TensorBoard.
+    """
+
+    out: Path
+    config: C
+    log: MetricsLog
+    writer: SummaryWriter | None
+
+    @property
+    def command(self) -> str:
+        """The command line that makes the run from nothing."""
+        return command(self.config.agent, self.config, self.out)
+
+    def record(self, record: dict[str, float]) -> None:
+        """Logs an iteration."""
+        if self.writer is None:
+            return
+        self.log.append(record)
+        for name, value in record.items():
+            self.writer.add_scalar(name, value, int(record["iteration"]))
+
+    def save(self, learner: Restorable) -> None:
+        """Writes the checkpoint."""
+        if processes.is_first():
+            save_checkpoint(learner.state_dict(), self.out / "checkpoint.pt")
+
+    def evaluated_once(self, evaluate: Callable[[], Evaluation]) -> Evaluation | None:
+        """Returns the evaluation that the run is compared with: kept in the directory, and made only if it is not.
+
+        It is the record of iteration 0. Its images are kept in 8 bits. None in the other ones of several processes.
+        """
+        if not processes.is_first():
+            return None
+        path = self.out / "handcrafted.pt"
+        if not path.exists():
+            made = evaluate()
+            state = {"evaluation": made.record(), "episode": dataclasses.asdict(made.episode)}
+            state["episode"]["images"] = (255 * state["episode"]["images"]).round().byte()
+            save_checkpoint(state, path)
+        state = load_checkpoint(path)
+        state["episode"]["images"] = state["episode"]["images"].float() / 255
+        evaluation = Evaluation(episode=Episode(**state["episode"]), **state["evaluation"])
+        if not self.log.read():
+            metrics = {f"held_out/{name}": value for name, value in evaluation.metrics.items()}
+            self.record({"iteration": 0, "images": 0, **metrics})
+        return evaluation
+
+
+def in_8_bits(evaluation: Evaluation) -> Evaluation:
+    """Returns an evaluation with its images rounded to the 256 levels of a picture."""
+    images = (255 * evaluation.episode.images).round() / 255
+    return dataclasses.replace(evaluation, episode=dataclasses.replace(evaluation.episode, images=images))
+
+
+@contextlib.contextmanager
+def open_run(config: C, out: Path, learner: Restorable, resume: bool) -> Iterator[Run[C]]:
+    """Yields a run directory: a new one with the learner's first checkpoint, or the learner as it was when it stopped.
+
+    Raises:
+        ValueError: if the directory is in use, holds a run already, or has none to continue.
+        CheckpointError: if the checkpoint is damaged or another run's.
+    """
+    with locked(out) if processes.is_first() else contextlib.nullcontext():
+        log = MetricsLog(out / "metrics.jsonl")
+        if resume:
+            _restore(learner, out / "checkpoint.pt")
+            if learner.iteration > config.num_iterations:
+                raise ValueError(
+                    f"num_iterations must be at least the {learner.iteration} that {out} has done, "
+                    f"got {config.num_iterations}"
+                )
+        writer = None
+        if processes.is_first():
+            if resume:
+                log.cut_after(learner.iteration)
+            else:
+                check_free(out)
+                (out / "handcrafted.pt").unlink(missing_ok=True)  # of another configuration
+                log.path.touch()
+            write_text(out / "config.json", as_json(config))
+            if not resume:
+                save_checkpoint(learner.state_dict(), out / "checkpoint.pt")
+            writer = SummaryWriter(str(out / "tensorboard"), purge_step=learner.iteration + 1)
+        try:
+            yield Run(out, config, log, writer)
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def _restore(learner: Restorable, path: Path) -> None:
+    state = load_checkpoint(path)
+    try:
+        learner.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} is not of this configuration: {reason}") from None

@@ -1,0 +1,276 @@
+"""Run directories: what they hold, who writes them, and what damage does."""
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pytest
+import torch
+
+from agents import runs
+from agents.config import AT_LEAST_1, check
+from agents.runs import MetricsLog, load_checkpoint, open_run, read_config, save_checkpoint
+from genenv.checkpoints import CheckpointError
+
+ROOT = Path(__file__).parents[2]
+STATE = {
+    "iteration": 3,
+    "policy": {"weight": torch.arange(4000.0)},
+    "generator": torch.Generator().get_state(),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The least that a run asks for."""
+
+    agent: ClassVar[str] = "one"
+    resumable: ClassVar[tuple[str, ...]] = ("num_iterations",)
+    env_id: str = "AdaGen/MaskGIT-v0"
+    name: str | None = None
+    reward: str = "clip"
+    seed: int = 0
+    num_iterations: Annotated[int, AT_LEAST_1] = 5
+    eval_images: int = 100
+
+    def __post_init__(self):
+        check(self)
+
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        return {}
+
+
+class Counter:
+    """A learner that counts."""
+
+    def __init__(self, iteration: int = 0):
+        self.iteration = iteration
+
+    def state_dict(self):
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state):
+        self.iteration = state["iteration"]
+
+
+def finished(out: Path, iterations: int = 3) -> Path:
+    with open_run(Config(), out, learner := Counter(), resume=False) as run:
+        for _ in range(iterations):
+            learner.iteration += 1
+            run.record({"iteration": learner.iteration, "reward": 0.5})
+        run.save(learner)
+    return out
+
+
+def test_a_checkpoint_comes_back_as_it_was_and_is_a_file_of_torch(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(STATE, path)
+    for loaded in (load_checkpoint(path), torch.load(path, weights_only=True)):
+        assert loaded["iteration"] == 3
+        assert torch.equal(loaded["policy"]["weight"], STATE["policy"]["weight"])
+
+
+def test_a_flipped_bit_or_a_zeroed_block_anywhere_is_noticed(tmp_path):
+    path, chance = tmp_path / "checkpoint.pt", random.Random(1)
+    save_checkpoint(STATE, path)
+    content = path.read_bytes()
+    ends = [0, len(content) - 1, len(content) - runs.DIGEST - 1, len(content) - runs.DIGEST - 2]
+    for place in ends + [chance.randrange(len(content)) for _ in range(100)]:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"checkpoint\.pt is damaged"):
+            load_checkpoint(path)
+    for _ in range(40):
+        size = chance.choice([16, 512, 4096])
+        start = chance.randrange(len(content) - size)
+        damaged = content[:start] + bytes(size) + content[start + size :]
+        if damaged == content:
+            continue
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"checkpoint\.pt is damaged"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 64, 200, -1, -64])
+def test_a_truncated_checkpoint_is_named(tmp_path, length):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(STATE, path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is damaged"):
+        load_checkpoint(path)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is missing"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint({"generator": MetricsLog(path)}, path)
+    with pytest.raises(CheckpointError, match="more than tensors and plain values"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(tmp_path, monkeypatch, call):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(STATE, path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(
+        OSError, match=r"checkpoint\.pt could not be written: No space left .*; the one before"
+    ):
+        save_checkpoint({**STATE, "iteration": 4}, path)
+    monkeypatch.undo()
+    assert load_checkpoint(path)["iteration"] == 3
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
+    save_checkpoint(STATE, tmp_path / "checkpoint.pt")
+    assert calls.index("fsync") < calls.index("replace")
+
+
+def test_resuming_drops_what_was_logged_after_the_checkpoint_and_a_broken_line(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for iteration in (0, 1, 2, 3):
+        log.append({"iteration": iteration, "reward": 0.5})
+    with log.path.open("a") as file:
+        file.write('{"iteration": 4, "rew')
+    log.cut_after(2)
+    assert [json.loads(line)["iteration"] for line in log.path.read_text().splitlines()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"reward": 1}', "line 2 must hold an object with a whole 'iteration'"),
+        ("[1]", "line 2 must hold an object"),
+        ('{"iteration": 1.5}', "line 2 must hold an object with a whole 'iteration'"),
+        ('{"iteration": 1, "reward": "a"}', "line 2: reward must be a number, got 'a'"),
+        ('{"iteration": 1, "rew', "line 2 is not readable JSON"),
+    ],
+)
+def test_an_edited_log_is_answered_with_file_and_line(tmp_path, line, message):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.path.write_text('{"iteration": 0}\n' + line + '\n{"iteration": 2}\n')
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl, {message}"):
+        log.read()
+
+
+def test_a_new_run_is_refused_where_one_is_and_where_a_log_is_left_of_one(tmp_path):
+    finished(tmp_path / "run")
+    with pytest.raises(ValueError, match="already holds a run; continue it with --resume"):
+        finished(tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is left of a run without a checkpoint"):
+        finished(tmp_path / "run")
+
+
+def test_a_run_that_has_lost_its_log_is_not_continued(tmp_path):
+    out = finished(tmp_path / "run")
+    (out / "metrics.jsonl").unlink()
+    with (
+        pytest.raises(
+            ValueError, match=r"must hold iterations 1 to 3, as the checkpoint does, got 0 of them"
+        ),
+        open_run(Config(), out, Counter(), resume=True),
+    ):
+        pass
+
+
+def test_a_run_with_a_gap_in_its_log_is_not_continued(tmp_path):
+    out = finished(tmp_path / "run")
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:1] + lines[2:]))
+    with pytest.raises(ValueError, match="got 2 of them"), open_run(Config(), out, Counter(), resume=True):
+        pass
+
+
+def test_fewer_iterations_than_done_are_refused_and_change_nothing(tmp_path):
+    out = finished(tmp_path / "run")
+    before = (out / "config.json").read_text(), (out / "metrics.jsonl").read_text()
+    with (
+        pytest.raises(ValueError, match=r"num_iterations must be at least the 3 that .* has done, got 2"),
+        open_run(Config(num_iterations=2), out, Counter(), resume=True),
+    ):
+        pass
+    assert before == ((out / "config.json").read_text(), (out / "metrics.jsonl").read_text())
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path):
+    out = finished(tmp_path / "run")
+    save_checkpoint({"step": 3}, out / "checkpoint.pt")
+    with (
+        pytest.raises(CheckpointError, match=r"checkpoint\.pt is not of this configuration: 'iteration'"),
+        open_run(Config(), out, Counter(), resume=True),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_writer_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path, resume):
+    out = finished(tmp_path / "run") if resume else tmp_path / "run"
+    code = (
+        "import sys, time; from pathlib import Path; from agents.runs import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(out)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with (
+        pytest.raises(ValueError, match="is in use by another process"),
+        open_run(Config(), out, Counter(), resume),
+    ):
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with open_run(Config(), out, Counter(), resume):
+        pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"env_id": "bad_module:AdaGen/MaskGIT-v0"},
+        {"reward": "bad_module:make"},
+        {"reward": '{"clip": 1.0, "bad_module:make": 2.0}'},
+        {"reward": "subprocess:getoutput"},
+    ],
+)
+def test_a_run_directory_runs_no_module_unless_it_is_trusted(tmp_path, monkeypatch, change):
+    (tmp_path / "bad_module.py").write_text("raise SystemExit('this code has run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(Config()) | change))
+    with pytest.raises(ValueError, match=r"would run the code of a module; .* --trust-modules"):
+        read_config(Config, tmp_path)
+    found = read_config(Config, tmp_path, trust_modules=True)
+    assert dataclasses.asdict(found).items() >= change.items()
+
+
+def test_an_id_of_a_module_that_is_loaded_already_is_taken(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps(dataclasses.asdict(Config()) | {"env_id": "genenv:AdaGen/SiT-v0"})
+    )
+    assert read_config(Config, tmp_path).env_id == "genenv:AdaGen/SiT-v0"
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a run directory: it has no config\.json"):
+        read_config(Config, tmp_path)
