@@ -1,0 +1,123 @@
+"""The loop of every agent: iterations with a log, evaluations and checkpoints, which may stop and go on at any time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+from agents import processes
+from agents.console import CONSOLE, cell, say
+from agents.runs import Restorable, Run
+from genenv.evaluation import Evaluation
+
+
+class Diverged(ValueError):
+    """Training has left the finite numbers; the last checkpoint has not."""
+
+
+class Learner(Restorable, Protocol):
+    """What `learn` repeats."""
+
+    def step(self) -> dict[str, float]:
+        """Runs one iteration, counts it in `iteration`, and returns what is logged, "iteration" among it."""
+        ...
+
+
+def learn(
+    learner: Learner,
+    run: Run,
+    evaluate: Callable[[], Evaluation],
+    iterations: int,
+    eval_every: int,
+    save_every: int,
+) -> Evaluation | None:
+    """Runs a learner up to a number of iterations and returns its last evaluation, None where others make it.
+
+    Args:
+        learner: where it stands.
+        run: gets a record of each iteration, and the checkpoints.
+        evaluate: measures the learner as it is, in the first process alone.
+        iterations: of the whole run.
+        eval_every: iterations between evaluations; there is one after the last.
+        save_every: iterations between checkpoints, likewise.
+
+    Raises:
+        Diverged: if a number of a record, or of the learner's state, is not finite; the last checkpoint is kept.
+    """
+    learned, shown = None, ""
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=CONSOLE,
+        disable=not (CONSOLE.is_terminal and processes.is_first()),
+    ) as bar:
+        task = bar.add_task(run.config.agent, total=iterations, completed=learner.iteration)
+        while learner.iteration < iterations:
+            record = _finite_step(learner, run)
+            last = learner.iteration == iterations
+            if processes.is_first() and (last or learner.iteration % eval_every == 0):
+                learned = evaluate()
+                record |= {f"held_out/{name}": value for name, value in learned.metrics.items()}
+                shown = held_out(learned.metrics)
+                if not CONSOLE.is_terminal:  # a log file gets lines instead of the bar
+                    say(f"iteration {learner.iteration} of {iterations}: {shown}")
+            run.record(record)
+            if last or learner.iteration % save_every == 0:
+                run.save(learner)
+            description = f"{run.config.agent}  reward {cell(record, 'reward')}  {shown}"
+            bar.update(task, completed=learner.iteration, description=description)
+    return evaluate() if learned is None and processes.is_first() else learned
+
+
+def held_out(metrics: Mapping[str, float]) -> str:
+    """Returns the metrics that are shown while a run goes on."""
+    return (
+        f"held-out FID {cell(metrics, 'fid', '.2f')}, recall {cell(metrics, 'recall')}, "
+        f"accuracy {cell(metrics, 'accuracy', '.1%')}"
+    )
+
+
+def _finite_step(learner: Learner, run: Run) -> dict[str, float]:
+    """Runs an iteration; nothing that is not finite comes out of it."""
+    number = learner.iteration + 1
+    remedy = f"the last checkpoint of {run.out} is kept; lower the learning rate in a new run"
+    try:
+        record = learner.step()
+        check_finite(record)
+        check_finite(dict(_tensors(learner.state_dict())))
+    except Diverged as error:
+        raise Diverged(f"iteration {number}: {error}; {remedy}") from None
+    return record
+
+
+def check_finite(values: Mapping[str, float | Tensor]) -> None:
+    """Raises `Diverged` for the first value that is not finite, by its name."""
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            if not bool(value.isfinite().all()):
+                raise Diverged(f"{name} holds numbers that are not finite")
+        elif not math.isfinite(value):
+            raise Diverged(f"{name} is {value}")
+
+
+def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yields (name, tensor) of the floating point tensors in nested dictionaries."""
+    if isinstance(state, dict):
+        for key, value in state.items():
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(state, Tensor) and state.is_floating_point():
+        yield name, state
