@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import tyro
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from agents.adagen import load_policy, read_config
-from agents.command_line import cell, plain_errors
+from agents.adagen import Config, load_policy
+from agents.config import AT_LEAST_1, check
+from agents.console import CONSOLE, cell, plain_errors
+from agents.runs import read_config
 from genenv.evaluation import Evaluator, first_seed
 
 METRICS = ("fid", "precision", "recall", "density", "coverage", "accuracy")
@@ -28,20 +31,26 @@ class Arguments:
     """Run directory of a second policy, trained with `--diversity-run`."""
     fidelity: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Values of lambda: 0 is the first policy, 1 the second."""
-    num_images: int = 2000
+    num_images: Annotated[int, AT_LEAST_1] = 2000
     """Held-out images for each of them."""
+    trust_modules: bool = False
+    """Let the run's configuration name Python modules, whose code then runs."""
+
+    def __post_init__(self):
+        check(self)
 
 
 def main(arguments: Arguments) -> None:
     """Prints the held-out metrics of each blend, on the same seeds."""
-    config = read_config(arguments.run)
+    run, trust = arguments.run, arguments.trust_modules
+    config = read_config(Config, run, trust)
+    policies = {value: load_policy(run, value, trust_modules=trust) for value in arguments.fidelity}
     evaluator = Evaluator(config.env_id, config.env_kwargs, arguments.num_images)
-    first = first_seed(config.seed, arguments.num_images)
-    table = Table("lambda", *METRICS, title=f"fidelity of {arguments.run}")
-    for fidelity in arguments.fidelity:
-        metrics = evaluator(load_policy(arguments.run, fidelity), first).metrics
+    table = Table("lambda", *METRICS, title=escape(f"fidelity of {run}"))
+    for fidelity, policy in policies.items():
+        metrics = evaluator(policy, first_seed(config.seed, arguments.num_images)).metrics
         table.add_row(f"{fidelity:g}", *(cell(metrics, name) for name in METRICS))
-    Console().print(table)
+    CONSOLE.print(table)
 
 
 if __name__ == "__main__":

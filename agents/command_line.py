@@ -1,26 +1,95 @@
-"""What the agents' command lines have in common."""
+"""The command line of an agent: where its run is, and every field of its configuration."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
 
-from rich.console import Console
-from rich.markup import escape
+import tyro
 
-from genenv.cli import USER_ERRORS
+from agents import processes
+from agents.console import plain_errors, say
+from agents.results import RunResult, print_result
+from agents.runs import RunConfig, read_config
+
+C = TypeVar("C", bound=RunConfig)
 
 
-def cell(metrics: Mapping[str, float], name: str, form: str = ".3f") -> str:
-    """Returns a metric as text, "-" where the judge does not have it (Inception knows no labels)."""
-    return f"{metrics[name]:{form}}" if name in metrics else "-"
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """Which run."""
+
+    preset: str | None = None
+    """Named configuration to start from."""
+    out: Path | None = None
+    """Directory of a new run."""
+    resume: Path | None = None
+    """Directory of a run to continue, exactly as if it had never stopped; it keeps its configuration."""
+    trust_modules: bool = False
+    """Let the configuration of that directory name Python modules, whose code then runs."""
 
 
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turns a user's mistake into one line on the standard error and the exit status 2."""
+def main(
+    config: type[C],
+    presets: Mapping[str, C],
+    train: Callable[[C, Path, bool], RunResult | None],
+    arguments: list[str] | None = None,
+) -> None:
+    """Trains as the command line says.
+
+    Args:
+        config: class of the agent's configuration; the docstring of its module is the help.
+        presets: {name: configuration}; the first one is the default.
+        train: (configuration, directory, whether to resume) -> result, None in processes that only help.
+        arguments: in place of those of the process.
+    """
+    out = Path("runs") / config.agent
     try:
-        yield
-    except USER_ERRORS as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False)
-        raise SystemExit(2) from None
+        with plain_errors():
+            where = tyro.cli(Where, args=arguments, return_unknown_args=True, add_help=False)[0]
+            default = _default(where, config, presets)
+            launch = dataclasses.make_dataclass(
+                "Launch",
+                [("config", tyro.conf.OmitArgPrefixes[config])],
+                bases=(Where,),
+                frozen=True,
+                kw_only=True,
+            )
+            text = f"{inspect.getdoc(inspect.getmodule(config))}\n\nPresets: {', '.join(presets)}."
+            chosen = tyro.cli(launch, default=launch(config=default), args=arguments, description=text).config
+            out = where.resume or where.out or out
+            if where.resume is not None:
+                _check_continuation(default, chosen)
+            processes.start()
+            result = train(chosen, out, where.resume is not None)
+    except KeyboardInterrupt:
+        say(f"stopped; continue with: python -m agents.{config.agent} --resume {out}")
+        raise SystemExit(130) from None
+    if result is not None:
+        print_result(result)
+
+
+def _default(where: Where, config: type[C], presets: Mapping[str, C]) -> C:
+    """Returns the configuration that the other arguments change: of a preset, or of the run to be continued."""
+    if where.resume is not None:
+        for name in ("preset", "out"):
+            if getattr(where, name) is not None:
+                raise ValueError(f"--{name} is for a new run, and --resume {where.resume} continues one")
+        return read_config(config, where.resume, where.trust_modules)
+    name = where.preset or next(iter(presets))
+    if name not in presets:
+        raise ValueError(f"preset must be one of {', '.join(presets)}, got {name!r}")
+    return presets[name]
+
+
+def _check_continuation(saved: RunConfig, config: RunConfig) -> None:
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        before, after = getattr(saved, field.name), getattr(config, field.name)
+        if before != after and field.name not in config.resumable:
+            raise ValueError(
+                f"{field.name} of a run that is continued must stay {before!r}, got {after!r}; "
+                f"only {', '.join(config.resumable)} may change"
+            )

@@ -14,13 +14,8 @@ def gaussian_log_prob(action: Tensor, mean: Tensor, std: float) -> Tensor:
     return -((action - mean) / std).square().sum(-1) / 2 - action.shape[-1] * constant
 
 
-def standardise(values: Tensor) -> Tensor:
-    """Returns values with mean 0 and standard deviation 1 over the whole batch."""
-    return (values - values.mean()) / (values.std() + 1e-8)
-
-
 def ppo_policy_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """Returns the clipped surrogate, -E[min(r A, clip(r, 1 - clip, 1 + clip) A)] (Schulman et al. 2017, eq. 7)."""
+    """Returns -min(r A, clip(r, 1 - clip, 1 + clip) A) of each action (Schulman et al. 2017, eq. 7), to be averaged."""
     ratio = (log_prob - old_log_prob).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
-    return -torch.minimum(ratio * advantage, clipped * advantage).mean()
+    return -torch.minimum(ratio * advantage, clipped * advantage)

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import torch
 import tyro
 from gymnasium.vector import VectorEnv
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from agents.adagen import Networks, load_networks
-from agents.command_line import cell, plain_errors
+from agents.config import AT_LEAST_1, check
+from agents.console import CONSOLE, cell, plain_errors
 from genenv.evaluation import first_seed
 from genenv.metrics.judge import Judge
 from genenv.protocols import Context, ForgetfulReward, Reward
@@ -131,19 +132,24 @@ class Arguments:
 
     run: Path
     """Run directory of `agents.adagen`."""
-    repeats: int = 3
+    repeats: Annotated[int, AT_LEAST_1] = 3
     """Attempts for each image; the highest reward wins."""
-    candidates: int = 2
+    candidates: Annotated[int, AT_LEAST_1] = 2
     """Next states to choose from at each decision."""
-    num_images: int = 2000
+    num_images: Annotated[int, AT_LEAST_1] = 2000
     """Held-out images for each row."""
-    batch_size: int = 250
+    batch_size: Annotated[int, AT_LEAST_1] = 250
     """Images at once."""
+    trust_modules: bool = False
+    """Let the run's configuration name Python modules, whose code then runs."""
+
+    def __post_init__(self):
+        check(self)
 
 
 def main(arguments: Arguments) -> None:
     """Prints the held-out metrics of plain sampling, of each refinement that the environment allows, and of both."""
-    networks = load_networks(arguments.run)
+    networks = load_networks(arguments.run, trust_modules=arguments.trust_modules)
     config = networks.config
     comparing = [name for name, reward in networks.reward.rewards.items() if not _judges_alone(reward)]
     if comparing or networks.reward.normalise:
@@ -153,7 +159,7 @@ def main(arguments: Arguments) -> None:
     )
     judge = Judge(config.backbone)
     first = first_seed(config.seed, arguments.num_images)
-    table = Table(title=f"refinement of {arguments.run}, {arguments.num_images} held-out images")
+    table = Table(title=escape(f"refinement of {arguments.run}, {arguments.num_images:,} held-out images"))
     for column in ("sampling", "fid", "precision", "recall", "accuracy", "network evaluations an image"):
         table.add_column(column, justify="left" if column == "sampling" else "right")
     repeats = arguments.repeats
@@ -165,7 +171,7 @@ def main(arguments: Arguments) -> None:
         metrics = judge.measure(images[: arguments.num_images], context[: arguments.num_images])
         values = [cell(metrics, name) for name in ("fid", "precision", "recall", "accuracy")]
         table.add_row(f"{r} x, {k} candidates", *values, f"{parts[0].nfe:.0f}")
-    Console().print(table)
+    CONSOLE.print(table)
 
 
 def _judges_alone(reward: Reward) -> bool:

@@ -9,18 +9,19 @@ python -m agents.reward_ablation --runs runs/ablation/* --out runs/ablation.png
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from agents.adagen import load_policy, read_config
-from agents.command_line import plain_errors
+from agents.adagen import Config, load_policy
+from agents.config import AT_LEAST_1, check
+from agents.console import CONSOLE, plain_errors
+from agents.runs import read_config, reward_spec
 from genenv.checkpoints import torch_device
 from genenv.evaluation import Evaluation, Evaluator, first_seed
 from genenv.metrics.intervals import interval
@@ -38,15 +39,23 @@ class Arguments:
 
     runs: tuple[Path, ...]
     """Run directories of `agents.adagen` on one task, several seeds for each reward."""
-    num_images: int = 2000
+    num_images: Annotated[int, AT_LEAST_1] = 2000
     """Held-out images of each run."""
     out: Path | None = None
     """PNG file for samples of each reward's first run, same seeds and classes in every row."""
+    trust_modules: bool = False
+    """Let the runs' configurations name Python modules, whose code then runs."""
+
+    def __post_init__(self):
+        check(self)
 
 
 def main(arguments: Arguments) -> None:
     """Prints one row a reward: held-out metrics and the fixed scorer's value, mean and 95 % interval over the seeds."""
-    configs = {run: read_config(run) for run in arguments.runs}
+    trust = arguments.trust_modules
+    configs = {run: read_config(Config, run, trust) for run in arguments.runs}
+    if not configs:
+        raise ValueError("runs must name at least one run directory, got none")
     configs = dict(sorted(configs.items(), key=lambda item: item[1].seed))  # samples are of the first seed
     first = next(iter(configs.values()))
     for run, config in configs.items():
@@ -72,24 +81,26 @@ def main(arguments: Arguments) -> None:
     for run, config in configs.items():
         add(
             _title(config.reward),
-            evaluator(load_policy(run, device=first.device), first_seed(config.seed, arguments.num_images)),
+            evaluator(
+                load_policy(run, device=first.device, trust_modules=trust),
+                first_seed(config.seed, arguments.num_images),
+            ),
         )
     table = Table("reward", *METRICS, "hpsv2", "seeds", box=SIMPLE)
     for name, columns in values.items():
         cells = [interval(column) for column in columns.values()]
         table.add_row(name, *cells, str(len(columns["fid"])))
-    console = Console()
-    console.width = max(console.width, 130)  # a cell that is wrapped cannot be read
-    console.print(table)
+    CONSOLE.width = max(CONSOLE.width, 130)  # a cell that is wrapped cannot be read
+    CONSOLE.print(table)
     if arguments.out is not None:
         save_samples(arguments.out, samples, labels)
 
 
 def _title(reward: str) -> str:
     """Returns "hpsv2 + 2 loo_fid, normalised" for a mixture."""
-    if not reward.lstrip().startswith("{"):
-        return reward
-    weights = json.loads(reward)
+    weights = reward_spec(reward)
+    if isinstance(weights, str):
+        return weights
     suffix = ", normalised" if weights.pop("normalise", False) else ""
     return (
         " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items()) + suffix

@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from typing import Annotated
 
 import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from agents.adagen import Config, Trainer
-from agents.command_line import plain_errors
+from agents.config import AT_LEAST_1, check
+from agents.console import CONSOLE, plain_errors
 from genenv.rollout import run_episode, static_actor
 
 
@@ -31,8 +32,11 @@ class Arguments:
     """Images at once."""
     device: str = "cpu"
     """Where everything runs."""
-    repeats: int = 9
+    repeats: Annotated[int, AT_LEAST_1] = 9
     """Timings of each quantity; the median counts."""
+
+    def __post_init__(self):
+        check(self)
 
 
 def main(arguments: Arguments) -> None:
@@ -48,9 +52,8 @@ def main(arguments: Arguments) -> None:
             judge, iteration = _seconds(arguments, reward, n)
             cells += [f"{n / judge:,.0f}", f"{iteration:.2f}", f"{judge / iteration:.1%}"]
         table.add_row(reward, *cells)
-    console = Console()
-    console.width = max(console.width, 110)  # a cell that is wrapped cannot be read
-    console.print(table)
+    CONSOLE.width = max(CONSOLE.width, 110)  # a cell that is wrapped cannot be read
+    CONSOLE.print(table)
 
 
 def _seconds(arguments: Arguments, reward: str, num_images: int) -> tuple[float, float]:
@@ -60,6 +63,7 @@ def _seconds(arguments: Arguments, reward: str, num_images: int) -> tuple[float,
         reward=reward,
         device=arguments.device,
         num_envs=num_images,
+        chunk_size=num_images,
         discriminator_batch=num_images,
         discriminator_warmup=0,
     )

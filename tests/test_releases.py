@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from agents.adagen import RELEASED_POLICIES, load_official_policy
+from agents.released import RELEASED_POLICIES, load_official_policy
 from genenv.checkpoints import CheckpointError, load_release, read_state_dict
 from genenv.models.maskgit import MaskGITTransformer
 from genenv.models.maskgit_vqgan import MaskGITVQGAN

@@ -5,19 +5,13 @@ import math
 import pytest
 import torch
 
-from agents.losses import gaussian_log_prob, ppo_policy_loss, standardise
+from agents.losses import gaussian_log_prob, ppo_policy_loss
 
 
 def test_gaussian_log_prob_is_that_of_torch():
     action, mean = torch.randn(5, 3), torch.randn(5, 3)
     expected = torch.distributions.Normal(mean, 0.7).log_prob(action).sum(-1)
     torch.testing.assert_close(gaussian_log_prob(action, mean, 0.7), expected)
-
-
-def test_standardised_values_have_mean_0_and_deviation_1():
-    values = standardise(torch.tensor([1.0, 2.0, 6.0]))
-    assert values.mean().item() == pytest.approx(0, abs=1e-6)
-    assert values.std().item() == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,119 @@
+"""What a finished run shows: pictures, a summary and a report, hand-crafted beside learned."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import VectorEnv
+from rich.box import SIMPLE
+from rich.table import Table
+from torch import Tensor
+
+import genenv
+from agents.console import CONSOLE, cell, say
+from agents.runs import Run, in_8_bits
+from genenv.checkpoints import write_text
+from genenv.data import real_like
+from genenv.evaluation import Evaluation
+from genenv.guard import verdict
+from genenv.rewards.mixture import Mixture
+from genenv.rollout import schedule_actions
+from genenv.viz.plots import save_curves, save_samples, save_schedule
+from genenv.viz.report import write_report
+
+SHOWN = 40
+"""Images in the picture of samples."""
+METRICS = ("fid", "precision", "recall", "coverage", "accuracy")
+NOT_OF_THE_TASK = ("observe", "device")
+"""Keyword arguments of an environment that do not change what is asked of a policy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a finished run found.
+
+    Attributes:
+        out: the run directory.
+        handcrafted: held-out evaluation of the hand-crafted schedule.
+        learned: held-out evaluation of the learned policy, on the same seeds.
+        verdict: reward and held-out metrics before and after, in one sentence.
+    """
+
+    out: Path
+    handcrafted: Evaluation
+    learned: Evaluation
+    verdict: str
+
+
+def finish(
+    run: Run,
+    env: VectorEnv,
+    reward: Mixture,
+    handcrafted: Evaluation,
+    learned: Evaluation,
+    *,
+    images: int,
+    seconds: float,
+) -> RunResult:
+    """Writes the pictures, the summary and the report of a run.
+
+    Args:
+        run: its directory.
+        env: what it was trained on.
+        reward: what it maximised.
+        handcrafted: held-out evaluation before training; its images have 8 bits.
+        learned: after training, on the same seeds.
+        images: generated for training.
+        seconds: spent on training.
+    """
+    config = run.config
+    line = verdict(reward, handcrafted, in_8_bits(learned))
+    labels = learned.episode.context[:SHOWN]
+    rows = {
+        "real": _real(labels),
+        "hand-crafted": handcrafted.episode.images[:SHOWN],
+        "learned": learned.episode.images[:SHOWN],
+    }
+    save_samples(run.out / "samples.png", rows, [str(label) for label in labels.tolist()])
+    if learned.episode.schedule:
+        static = {param.name: param.static for param in schedule_actions(env).params}
+        save_schedule(run.out / "schedule.png", static, learned.episode.schedule)
+    save_curves(run.out / "curves.png", run.log.read(), baseline=handcrafted.metrics)
+    summary = {
+        "name": config.name or config.agent,
+        "agent": config.agent,
+        "env_id": config.env_id,
+        "env_kwargs": {k: v for k, v in config.env_kwargs.items() if k not in NOT_OF_THE_TASK},
+        "num_images": learned.num_images,
+        "seed": config.seed,
+        "seconds": round(seconds, 1),
+        "verdict": line,
+        "rows": [
+            {"name": "hand-crafted", **handcrafted.metrics, "images": 0},
+            {"name": "learned", **learned.metrics, "images": images},
+        ],
+        "evaluations": {"hand-crafted": handcrafted.record(), "learned": learned.record()},
+        "command": run.command,
+        "versions": {"genenv": genenv.__version__, "torch": torch.__version__, "gymnasium": gym.__version__},
+    }
+    write_text(run.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_report(run.out, f"{config.name or config.agent} on {config.env_id}")
+    return RunResult(run.out, handcrafted, learned, line)
+
+
+def _real(labels: Tensor) -> Tensor:
+    return real_like(labels, torch.Generator().manual_seed(0))
+
+
+def print_result(result: RunResult) -> None:
+    """Prints the hand-crafted schedule beside the learned one."""
+    table = Table("schedule", *METRICS, title="held-out metrics, same seeds", box=SIMPLE)
+    for name, evaluation in (("hand-crafted", result.handcrafted), ("learned", result.learned)):
+        table.add_row(name, *(cell(evaluation.metrics, metric) for metric in METRICS))
+    CONSOLE.print(table)
+    say(result.verdict)
+    say(f"report: {result.out / 'report.html'}")

@@ -1,0 +1,109 @@
+"""Several processes do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, nn
+
+from agents import processes
+
+ROOT = Path(__file__).parents[2]
+VALUES = torch.tensor([3.0, -1.0, 2.0, 7.0, 0.5])
+
+
+def network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.ModuleList([nn.Linear(1, 3), nn.Linear(1, 1)])
+
+
+def loss(model, values):
+    """Uses the first layer alone where there are values, and neither where there are none."""
+    return model[0](values[:, None]).square().sum() / len(VALUES)
+
+
+def found():
+    own = processes.own(len(VALUES))
+    values, model = VALUES[own.start : own.stop], network()
+    if len(values):
+        loss(model, values).backward()
+    processes.sum_gradients(model.parameters())
+    return {
+        "own": list(own),
+        "mean": processes.mean(values),
+        "standardised": processes.standardise(values),
+        "gathered": processes.gather(values),
+        "gradient": model[0].weight.grad,
+        "first": processes.is_first(),
+    }
+
+
+def test_a_process_alone_has_all_images():
+    alone = found()
+    assert alone["own"] == [0, 1, 2, 3, 4]
+    assert alone["first"]
+    assert torch.equal(alone["gathered"], VALUES)
+    torch.testing.assert_close(alone["mean"], VALUES.double().mean())
+    torch.testing.assert_close(alone["standardised"].std(), torch.tensor(1.0))
+    torch.testing.assert_close(alone["standardised"].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_processes_together_have_the_numbers_of_one(tmp_path, number):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(number), str(tmp_path)], env=environment)
+        for rank in range(number)
+    ]
+    assert [process.wait(100) for process in started] == [0] * number
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(number)]
+    alone = found()
+    assert [image for part in parts for image in part["own"]] == alone["own"]
+    assert [part["first"] for part in parts] == [True] + [False] * (number - 1)
+    torch.testing.assert_close(torch.cat([part["standardised"] for part in parts]), alone["standardised"])
+    for part in parts:
+        for name in ("mean", "gathered", "gradient"):
+            torch.testing.assert_close(part[name], alone[name])
+
+
+def run(out: Path, *launcher: str) -> list[dict]:
+    flags = (
+        "--num-steps 2 --num-iterations 2 --hidden-dim 16 --num-envs 15 --num-minibatches 2 --num-epochs 2"
+    )
+    flags += " --discriminator-warmup 2 --discriminator-batch 12 --eval-images 80 --chunk-size 5 --reward"
+    mixture = '{"adversarial": 1.0, "loo_fid": 1.0}'
+    command = [sys.executable, *launcher, "-m", "agents.adagen", *flags.split(), mixture, "--out", str(out)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_torchrun_trains_to_the_numbers_of_one_process(tmp_path):
+    alone = run(tmp_path / "alone")
+    together = run(
+        tmp_path / "together", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+    )
+    assert [record.keys() for record in together] == [record.keys() for record in alone]
+    for one, other in zip(alone, together, strict=True):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-4)
+
+
+if __name__ == "__main__":
+    own_rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=own_rank, world_size=size
+    )
+    torch.save(found(), f"{folder}/{own_rank}.pt")
+    processes.stop()
