@@ -336,21 +336,11 @@ class Trainer:
 
     def needs(self) -> str:
         """Returns what training will take, in one line."""
-        config, inner = self.config, unwrapped(self.env)
-        places, dim = inner.sampler.fields["features"].shape
-        horizon, at_once = inner.sampler.horizon, self.env.num_envs
-        part = len(processes.own(config.num_envs))
-        whole = part <= at_once
-        features = 4 * at_once * places * dim * (horizon if whole else 1)
-        images = 4 * part * torch.Size(inner.sampler.image_shape).numel()
-        generated = config.num_envs * (1 if whole else 1 + config.num_epochs)
+        config, part = self.config, len(processes.own(self.config.num_envs))
+        generated = config.num_envs * (1 if part <= self.env.num_envs else 1 + config.num_epochs)
         if config.fresh_fakes and self.adversary is not None:
             generated += config.discriminator_steps * config.discriminator_batch
-        return (
-            f"needs {features / 2**20:,.1f} MiB for features ({at_once:,} images at once, {places} x {dim}, "
-            f"{'all decisions' if whole else 'one decision'}), {images / 2**20:,.1f} MiB for {part:,} images, "
-            f"{config.num_iterations * generated * horizon:,} decisions, each at least one network evaluation"
-        )
+        return chunks.needs(self.env, part, config.num_iterations * generated)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that an exact continuation needs; the images' streams follow from `images`."""

@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from genenv.protocols import Actor, Observation
-from genenv.rollout import Episode, replay, run_episode
+from genenv.rollout import Episode, replay, run_episode, unwrapped
 
 
 def play(env: VectorEnv, actor: Actor, seeds: Sequence[int]) -> Episode:
@@ -61,6 +61,25 @@ def decisions(
         again = replay(env, episode.actions[:, rows], [seeds[row] for row in rows.tolist()])
         for step, observation in enumerate(again):
             yield {n: v[: len(part)] for n, v in observation.items()}, torch.full_like(part, step), part
+
+
+def needs(env: VectorEnv, number: int, generated: int) -> str:
+    """Returns what training on an environment takes, in one line.
+
+    Args:
+        env: of as many images as are played at once.
+        number: images of an episode that a process keeps.
+        generated: images of the whole run, each again whenever it is replayed.
+    """
+    sampler, whole = unwrapped(env).sampler, number <= env.num_envs
+    places, dim = sampler.fields["features"].shape
+    features = 4 * env.num_envs * places * dim * (sampler.horizon if whole else 1)  # float32
+    images = 4 * number * torch.Size(sampler.image_shape).numel()
+    return (
+        f"needs {features / 2**20:,.1f} MiB for features ({env.num_envs:,} images at once, {places} x {dim}, "
+        f"{'all decisions' if whole else 'one decision'}), {images / 2**20:,.1f} MiB for {number:,} images, "
+        f"{generated * sampler.horizon:,} decisions, each at least one network evaluation"
+    )
 
 
 def _filled(items: Sequence[int], size: int) -> list[int]:

@@ -21,12 +21,12 @@ from genenv.data import real_like
 from genenv.evaluation import Evaluation
 from genenv.guard import verdict
 from genenv.rewards.mixture import Mixture
-from genenv.rollout import schedule_actions
+from genenv.rollout import schedule_actions, unwrapped
 from genenv.viz.plots import save_curves, save_samples, save_schedule
 from genenv.viz.report import write_report
 
-SHOWN = 40
-"""Images in the picture of samples."""
+CLASSES, OF_EACH = 10, 4
+"""Of the picture of samples: classes, and images of each."""
 METRICS = ("fid", "precision", "recall", "coverage", "accuracy")
 NOT_OF_THE_TASK = ("observe", "device")
 """Keyword arguments of an environment that do not change what is asked of a policy."""
@@ -72,22 +72,28 @@ def finish(
     """
     config = run.config
     line = verdict(reward, handcrafted, in_8_bits(learned))
-    labels = learned.episode.context[:SHOWN]
+    names = unwrapped(env).contexts.names
+    shown = some_of_each(learned.episode.context)
     rows = {
-        "real": _real(labels),
-        "hand-crafted": handcrafted.episode.images[:SHOWN],
-        "learned": learned.episode.images[:SHOWN],
+        "real images": real_like(learned.episode.context[shown], torch.Generator().manual_seed(0)),
+        "hand-crafted": handcrafted.episode.images[shown],
+        "learned": learned.episode.images[shown],
     }
-    save_samples(run.out / "samples.png", rows, [str(label) for label in labels.tolist()])
+    save_samples(
+        run.out / "samples.png",
+        rows,
+        [str(names[int(label)]) for label in learned.episode.context[shown].tolist()],
+    )
     if learned.episode.schedule:
         static = {param.name: param.static for param in schedule_actions(env).params}
         save_schedule(run.out / "schedule.png", static, learned.episode.schedule)
     save_curves(run.out / "curves.png", run.log.read(), baseline=handcrafted.metrics)
     summary = {
-        "name": config.name or config.agent,
+        "name": config.name,
         "agent": config.agent,
         "env_id": config.env_id,
         "env_kwargs": {k: v for k, v in config.env_kwargs.items() if k not in NOT_OF_THE_TASK},
+        "decisions": unwrapped(env).sampler.horizon,
         "num_images": learned.num_images,
         "seed": config.seed,
         "seconds": round(seconds, 1),
@@ -105,8 +111,17 @@ def finish(
     return RunResult(run.out, handcrafted, learned, line)
 
 
-def _real(labels: Tensor) -> Tensor:
-    return real_like(labels, torch.Generator().manual_seed(0))
+def some_of_each(context: Tensor) -> list[int]:
+    """Returns the places (K,) of the first images of the classes that come first, in order."""
+    labels, seen = context.tolist(), dict[int, int]()
+    places = []
+    for place, label in enumerate(labels):
+        if label not in seen and len(seen) == CLASSES:
+            continue
+        seen[label] = seen.get(label, 0) + 1
+        if seen[label] <= OF_EACH:
+            places.append(place)
+    return places
 
 
 def print_result(result: RunResult) -> None:

@@ -293,12 +293,13 @@ class Run(Generic[C]):
         if not processes.is_first():
             return None
         path = self.out / "handcrafted.pt"
-        if not path.exists():
+        try:
+            state = load_checkpoint(path)
+        except CheckpointError:  # missing or damaged
             made = evaluate()
             state = {"evaluation": made.record(), "episode": dataclasses.asdict(made.episode)}
             state["episode"]["images"] = (255 * state["episode"]["images"]).round().byte()
             save_checkpoint(state, path)
-        state = load_checkpoint(path)
         state["episode"]["images"] = state["episode"]["images"].float() / 255
         evaluation = Evaluation(episode=Episode(**state["episode"]), **state["evaluation"])
         if not self.log.read():

@@ -210,9 +210,10 @@ def test_a_continued_run_keeps_the_evaluation_of_the_hand_crafted_schedule(finis
         return evaluate(self, *arguments, **keywords)
 
     monkeypatch.setattr(Evaluator, "__call__", counted)
-    resumed = train(TINY, out, resume=True)
+    resumed = train(changed(name="mine"), out, resume=True)
     assert resumed is not None
     assert len(calls) == 1, "the learned policy alone is evaluated"
+    assert json.loads((out / "summary.json").read_text())["name"] == "mine"
     assert resumed.handcrafted.metrics == finished.handcrafted.metrics
     assert torch.equal(resumed.handcrafted.episode.images, finished.handcrafted.episode.images)
     assert resumed.verdict == finished.verdict
@@ -258,7 +259,9 @@ def test_a_run_directory_holds_what_is_promised(finished):
 def test_the_summary_says_what_was_run_and_judged(finished):
     summary = json.loads((finished.out / "summary.json").read_text())
     assert "held-out FID" in summary["verdict"]
-    assert summary["name"] == summary["agent"] == "adagen"
+    assert summary["name"] is None
+    assert summary["agent"] == "adagen"
+    assert summary["decisions"] == 2
     assert summary["env_id"] == "AdaGen/MaskGIT-v0"
     assert summary["env_kwargs"] == {"backbone": "digits", "num_steps": 2, "smoothing": 0.0}
     assert summary["num_images"] == 100
