@@ -33,8 +33,6 @@ from agents.console import say
 from agents.loop import check_finite, learn
 from agents.losses import gaussian_log_prob, ppo_policy_loss
 from agents.policy import OBSERVE, PolicyActor, frozen_network, make_network
-from genenv.checkpoints import is_released
-from genenv.data import real_like
 from genenv.distributed import sum_over_ranks
 from genenv.evaluation import Evaluator, first_seed
 from genenv.models.policy import PolicyBackbone
@@ -45,6 +43,7 @@ from genenv.rewards.classifier import make as make_classifier_reward
 from genenv.rewards.mixture import Mixture, as_mixture
 from genenv.rng import MAX_SEED, Purpose
 from genenv.rollout import Episode, schedule_actions, static_actor, unwrapped
+from genenv.tiers import tier_of
 
 IMAGES_PER_SEED = 10**9
 """Image seeds that a run has for itself."""
@@ -174,7 +173,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config):
-        self.config = config
+        self.config, self.tier = config, tier_of(config.backbone)
         if config.num_envs < processes.num_ranks():
             raise ValueError(
                 f"num_envs must be at least the {processes.num_ranks()} processes, got {config.num_envs}"
@@ -320,7 +319,7 @@ class Trainer:
         assert self.discriminator_optimiser is not None
         own, choice = processes.own(number), torch.randperm(number, generator=self.generator)
         choice = choice[: self.config.discriminator_batch]
-        real = real_like(processes.gather(episode.context)[choice.to(self.device)], self.generator)
+        real = self.tier.real_like(processes.gather(episode.context)[choice.to(self.device)], self.generator)
         chosen = (choice >= own.start) & (choice < own.stop)
         mine = (choice[chosen] - own.start).to(self.device)
         loss = self.adversary.loss(
@@ -378,11 +377,7 @@ def _make_reward(config: Config, env: gym.vector.VectorEnv, generator: torch.Gen
     """Returns what the policy maximises; its "adversarial" is a new discriminator."""
 
     def adversarial() -> AdversarialReward:
-        if is_released(config.backbone):
-            raise ValueError(
-                "a discriminator learns from real images, which agents.adagen has of the digits only, "
-                f"got backbone {config.backbone!r}: use another reward"
-            )
+        tier_of(config.backbone).need("real_images")  # that the discriminator learns from
         network = discriminator(config.backbone, unwrapped(env).sampler.num_contexts, generator)
         return AdversarialReward(network.to(unwrapped(env).device))
 

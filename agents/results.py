@@ -16,12 +16,12 @@ from torch import Tensor
 import genenv
 from agents.console import CONSOLE, cell, say
 from agents.runs import Run, in_8_bits
-from genenv.checkpoints import is_released, write_text
-from genenv.data import real_like
+from genenv.checkpoints import write_text
 from genenv.evaluation import Evaluation
 from genenv.guard import verdict
 from genenv.rewards.mixture import Mixture
 from genenv.rollout import schedule_actions, unwrapped
+from genenv.tiers import tier_of
 from genenv.viz.plots import save_curves, save_samples, save_schedule
 from genenv.viz.report import write_report
 
@@ -75,9 +75,10 @@ def finish(
     names = unwrapped(env).contexts.names
     shown = some_of_each(learned.episode.context)
     rows = {}
-    if not is_released(config.env_kwargs["backbone"]):  # whose real images nobody ships
+    tier = tier_of(config.env_kwargs["backbone"])
+    if tier.real_images is not None:
         generator = torch.Generator().manual_seed(0)
-        rows["real images"] = real_like(learned.episode.context[shown], generator)
+        rows["real images"] = tier.real_like(learned.episode.context[shown], generator)
     rows |= {
         "hand-crafted": handcrafted.episode.images[shown],
         "learned": learned.episode.images[shown],

@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import io
 import json
-import os
 import pickle
 import struct
 import sys
@@ -95,15 +94,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     torch.save(state, buffer)
     content = buffer.getvalue()[:-2] + struct.pack("<H", DIGEST)  # the last entry is the comment's length
     digest = hashlib.sha256(content).hexdigest().encode()
-    try:
-        with replacing(path) as partial, partial.open("wb") as file:
-            file.write(content + digest)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        reason = error.strerror or str(error)
-        kept = "; the one before it is kept" if path.exists() else ""
-        raise OSError(f"{path} could not be written: {reason}{kept}") from None
+    with replacing(path) as partial:
+        partial.write_bytes(content + digest)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

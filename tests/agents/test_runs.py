@@ -129,9 +129,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(tmp_path, monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, call, full)
-    with pytest.raises(
-        OSError, match=r"checkpoint\.pt could not be written: No space left .*; the one before"
-    ):
+    with pytest.raises(OSError, match=r"checkpoint\.pt could not be written: No space left"):
         save_checkpoint({**STATE, "iteration": 4}, path)
     monkeypatch.undo()
     assert load_checkpoint(path)["iteration"] == 3
