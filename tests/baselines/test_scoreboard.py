@@ -131,6 +131,16 @@ def test_the_same_repetition_twice_is_refused(tmp_path):
         collect([first, second])
 
 
+def test_what_two_files_measured_alike_counts_once(tmp_path):
+    first = written(
+        tmp_path, result("hand-crafted", 0, 3.0), result("hand-crafted", 1, 3.2), name="first.json"
+    )
+    metrics = dict.fromkeys(SUMMARY, 0.5)
+    runs = [metrics | {"fid": fid} for fid in (3.0, 3.2, 3.4)]
+    second = dumped(tmp_path, evaluation(runs=runs), "second.json")
+    assert [row.seed for row in collect([first, second])] == [0, 1, 2]
+
+
 def test_two_configurations_of_an_agent_stand_side_by_side_under_their_names(tmp_path):
     files = [dumped(tmp_path, summary(name=name), f"{name}.json") for name in ("wide", "narrow")]
     assert [row.method for row in collect(files)] == ["wide", "narrow"]
