@@ -173,7 +173,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config):
-        self.config, self.tier = config, tier_of(config.backbone)
+        self.config = config
         if config.num_envs < processes.num_ranks():
             raise ValueError(
                 f"num_envs must be at least the {processes.num_ranks()} processes, got {config.num_envs}"
@@ -186,6 +186,7 @@ class Trainer:
             autoreset_mode="Disabled",
             **config.env_kwargs,
         )
+        self.tier = tier_of(config.backbone)  # which the environment's module may register
         self.num_params = len(schedule_actions(self.env).params)
         self.device = unwrapped(self.env).device
         self.generator = torch.Generator().manual_seed(config.seed % MAX_SEED)
@@ -419,12 +420,13 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
         say(trainer.needs())
     evaluator = Evaluator(config.env_id, config.env_kwargs, config.eval_images)
     first = first_seed(config.seed, config.eval_images)
+    evaluate = functools.partial(evaluator, seed=first, intervals=True)
     with runs.open_run(config, out, trainer, resume) as run:
-        handcrafted = run.evaluated_once(lambda: evaluator(static_actor(evaluator.env), first))
+        handcrafted = run.evaluated_once(lambda: evaluate(static_actor(evaluator.env)))
         learned = learn(
             trainer,
             run,
-            lambda: evaluator(torch.no_grad()(trainer.act), first),
+            lambda: evaluate(torch.no_grad()(trainer.act)),
             config.num_iterations,
             config.eval_interval,
             config.checkpoint_interval,
@@ -440,6 +442,7 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
             reward,
             handcrafted,
             learned,
+            floor=evaluator.judge.floor(),
             images=trainer.images,
             seconds=trainer.seconds,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import gymnasium as gym
@@ -11,7 +12,6 @@ import torch
 from gymnasium.vector import VectorEnv
 from rich.box import SIMPLE
 from rich.table import Table
-from torch import Tensor
 
 import genenv
 from agents.console import CONSOLE, cell, say
@@ -19,15 +19,13 @@ from agents.runs import Run, in_8_bits
 from genenv.checkpoints import write_text
 from genenv.evaluation import Evaluation
 from genenv.guard import verdict
+from genenv.metrics.names import SUMMARY
 from genenv.rewards.mixture import Mixture
 from genenv.rollout import schedule_actions, unwrapped
 from genenv.tiers import tier_of
 from genenv.viz.plots import save_curves, save_samples, save_schedule
 from genenv.viz.report import write_report
 
-CLASSES, OF_EACH = 10, 4
-"""Of the picture of samples: classes, and images of each."""
-METRICS = ("fid", "precision", "recall", "coverage", "accuracy")
 NOT_OF_THE_TASK = ("observe", "device")
 """Keyword arguments of an environment that do not change what is asked of a policy."""
 
@@ -56,6 +54,7 @@ def finish(
     handcrafted: Evaluation,
     learned: Evaluation,
     *,
+    floor: Mapping[str, float],
     images: int,
     seconds: float,
 ) -> RunResult:
@@ -67,31 +66,23 @@ def finish(
         reward: what it maximised.
         handcrafted: held-out evaluation before training; its images have 8 bits.
         learned: after training, on the same seeds.
+        floor: what real images reach among themselves, as of `genenv.metrics.judge.Judge.floor`.
         images: generated for training.
         seconds: spent on training.
     """
     config = run.config
     line = verdict(reward, handcrafted, in_8_bits(learned))
-    names = unwrapped(env).contexts.names
-    shown = some_of_each(learned.episode.context)
-    rows = {}
-    tier = tier_of(config.env_kwargs["backbone"])
+    names, tier = unwrapped(env).contexts.names, tier_of(config.env_kwargs["backbone"])
+    labels, real = [names[label] for label in learned.episode.context.tolist()], None
     if tier.real_images is not None:
-        generator = torch.Generator().manual_seed(0)
-        rows["real images"] = tier.real_like(learned.episode.context[shown], generator)
-    rows |= {
-        "hand-crafted": handcrafted.episode.images[shown],
-        "learned": learned.episode.images[shown],
-    }
-    save_samples(
-        run.out / "samples.png",
-        rows,
-        [str(names[int(label)]) for label in learned.episode.context[shown].tolist()],
-    )
+        images_of, context = tier.real_images()
+        real = (images_of, [names[label] for label in context.tolist()])
+    rows = {"hand-crafted": handcrafted.episode.images, "learned": learned.episode.images}
+    save_samples(run.out / "samples.png", rows, labels, real)
     if learned.episode.schedule:
         static = {param.name: param.static for param in schedule_actions(env).params}
         save_schedule(run.out / "schedule.png", static, learned.episode.schedule)
-    save_curves(run.out / "curves.png", run.log.read(), baseline=handcrafted.metrics)
+    save_curves(run.out / "curves.png", run.log.read(), baseline=handcrafted.metrics, floor=floor)
     summary = {
         "name": config.name,
         "agent": config.agent,
@@ -115,24 +106,11 @@ def finish(
     return RunResult(run.out, handcrafted, learned, line)
 
 
-def some_of_each(context: Tensor) -> list[int]:
-    """Returns the places (K,) of the first images of the classes that come first, in order."""
-    labels, seen = context.tolist(), dict[int, int]()
-    places = []
-    for place, label in enumerate(labels):
-        if label not in seen and len(seen) == CLASSES:
-            continue
-        seen[label] = seen.get(label, 0) + 1
-        if seen[label] <= OF_EACH:
-            places.append(place)
-    return places
-
-
 def print_result(result: RunResult) -> None:
     """Prints the hand-crafted schedule beside the learned one."""
-    table = Table("schedule", *METRICS, title="held-out metrics, same seeds", box=SIMPLE)
+    table = Table("schedule", *SUMMARY, title="held-out metrics, same seeds", box=SIMPLE)
     for name, evaluation in (("hand-crafted", result.handcrafted), ("learned", result.learned)):
-        table.add_row(name, *(cell(evaluation.metrics, metric) for metric in METRICS))
+        table.add_row(name, *(cell(evaluation.metrics, metric) for metric in SUMMARY))
     CONSOLE.print(table)
     say(result.verdict)
     say(f"report: {result.out / 'report.html'}")

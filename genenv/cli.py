@@ -81,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--device", help="where the generator and the policy run (default cpu)")
 
-    command("list", _list, "List the environments, their action parameters, weights and rewards.")
+    sub = command("list", _list, "List the environments, their action parameters, weights and rewards.")
+    sub.add_argument("env_ids", nargs="*", metavar="ENV_ID", help="these alone; MODULE:ID of another package")
 
     command("check", _check, "Check that an environment keeps the suite's promises.", env_id=True)
 
@@ -142,9 +143,14 @@ def _list(options: argparse.Namespace) -> int:
     from genenv.rollout import unwrapped
     from genenv.tiers import backbones_with, licences, tiers
 
-    for env_id in genenv.env_ids():
+    for env_id in options.env_ids or genenv.env_ids():
         kwargs = defaults(env_id)
-        inner = unwrapped(gym.make_vec(env_id, num_envs=1, reward="none"))
+        try:
+            inner = unwrapped(gym.make_vec(env_id, num_envs=1, reward="none"))
+        except ValueError as error:  # another package's networks may lie anywhere
+            print(env_id)
+            _print_table([("needs", f"backbone=FOLDER: {error}")], indent=2)
+            continue
         parts = getattr(importlib.import_module(kwargs["sampler"].partition(":")[0]), "PARTS", None)
         actions, space = inner.actions, inner.single_action_space
         names = (

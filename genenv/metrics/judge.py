@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 
 import torch
@@ -65,6 +66,21 @@ class Judge:
     def features(self, images: Tensor) -> Tensor:
         """Returns features (N, D) of images (N, C, H, W) in [0, 1]."""
         return self.extractor(images)[0]
+
+    def halves(self, splits: int = 10) -> list[float]:
+        """Returns the FID of one random half of the real images from the other, of some splits; [] without images."""
+        distances = []
+        for seed in range(splits if self.real is not None else 0):
+            assert self.real is not None
+            order = torch.randperm(len(self.real), generator=torch.Generator().manual_seed(seed))
+            first, second = self.real[order[: len(order) // 2]], self.real[order[len(order) // 2 :]]
+            distances.append(frechet_distance(*moments(first), *moments(second)))
+        return distances
+
+    def floor(self) -> dict[str, float]:
+        """Returns the "fid" of real images among themselves, the mean of `halves`; {} without images."""
+        halves = self.halves()
+        return {"fid": statistics.fmean(halves)} if halves else {}
 
     def fid(self, images: Tensor) -> float:
         """Returns the Frechet distance between images (N, C, H, W) and the real ones."""

@@ -126,13 +126,12 @@ def save_samples(
     Raises:
         ValueError: if there is no image, or the blocks or the labels differ in number.
     """
-    blocks = {name: _pixels(images) for name, images in rows.items()}
-    if not blocks:
+    if not rows:
         raise ValueError("rows must hold at least one block of images, got none")
-    shapes = {name: pictures.shape for name, pictures in blocks.items()}
+    shapes = {name: tuple(images.shape) for name, images in rows.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"rows must hold images of the same number and size, got {shapes}")
-    count, height, width, _ = next(iter(shapes.values()))
+    count = next(iter(shapes.values()))[0]
     if labels is not None and len(labels) != count:
         raise ValueError(f"labels must name each of the {count} images, got {len(labels)}")
     if labels is None:
@@ -141,16 +140,17 @@ def save_samples(
     else:
         names = list(dict.fromkeys(labels))[:classes]
         places = _first_of(names, labels, per_class)
+    blocks = {name: _chosen(images, places) for name, images in rows.items()}
+    height, width, _ = next(iter(next(iter(blocks.values())).values())).shape
     shown: list[tuple[str, Any, list[list[int]]]] = [(n, pictures, places) for n, pictures in blocks.items()]
     if real is not None:
         images, their_labels = real
         if len(their_labels) != len(images):
             raise ValueError(f"real must name each of its {len(images)} images, got {len(their_labels)}")
         theirs = places if labels is None else _first_of(names, their_labels, max(map(len, places)))
-        used = sorted({i for column in theirs for i in column if i < len(images)})
-        if used:
-            pictures = dict(zip(used, _pixels(images[torch.tensor(used, device=images.device)]), strict=True))
-            shown.insert(0, ("real images", pictures, [[i for i in c if i in pictures] for c in theirs]))
+        theirs = [[i for i in column if i < len(images)] for column in theirs]
+        if any(theirs):
+            shown.insert(0, ("real images", _chosen(images, theirs), theirs))
 
     depth = max(len(column) for column in places)
     columns = max(1, min(len(names), MAX_WIDTH // (width + GAP)))
@@ -179,6 +179,13 @@ def save_samples(
             top += line_height
         top += MARGIN
     page.save(path)
+
+
+def _chosen(images: Tensor, places: Sequence[Sequence[int]]) -> dict[int, np.ndarray]:
+    """Returns {place: picture} of the images at some places; only those are enlarged."""
+    used = sorted({i for column in places for i in column})
+    pictures = _pixels(images[torch.tensor(used, dtype=torch.int64, device=images.device)])
+    return dict(zip(used, pictures, strict=True))
 
 
 def _first_of(names: Sequence[str], labels: Sequence[str], number: int) -> list[list[int]]:

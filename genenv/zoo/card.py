@@ -13,7 +13,6 @@ from torch import Tensor
 
 from genenv.checkpoints import write_text
 from genenv.evaluation import Evaluator, first_seed
-from genenv.metrics.frechet import frechet_distance, moments
 from genenv.metrics.judge import Judge
 from genenv.rewards import make_reward
 from genenv.rewards.clip import PromptScore
@@ -114,7 +113,7 @@ def card(folder: Path, contents: Contents, seconds: Mapping[str, int]) -> str:
                 title += ", guidance off" if off else ", hand-crafted"
                 rows.append((title, _generated(folder, generator.env_id, num_steps, off)))
     table = "\n".join(f"| {name} | " + " | ".join(_cell(r, m) for m in METRICS) + " |" for name, r in rows)
-    halves = _halves(real)
+    halves = judge.halves()
     return contents.text.format(
         files="\n".join(files),
         halves=statistics.mean(halves),
@@ -125,16 +124,6 @@ def card(folder: Path, contents: Contents, seconds: Mapping[str, int]) -> str:
         times=", ".join(f"{part} {value} s" for part, value in seconds.items()),
         seeds=EVALUATION_SEEDS,
     )
-
-
-def _halves(real: Tensor) -> list[float]:
-    """Returns the FID of one half of the real images' features from the other, of 10 splits."""
-    distances = []
-    for seed in range(10):
-        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
-        first, second = real[order[: len(order) // 2]], real[order[len(order) // 2 :]]
-        distances.append(frechet_distance(*moments(first), *moments(second)))
-    return distances
 
 
 def _preferences(scorer: PromptScore, held_out: Labelled, backbone: str) -> str:
