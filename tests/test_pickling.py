@@ -40,7 +40,7 @@ def assert_same_episodes(ours, theirs, actions, seed=None):
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("env_id", genenv.env_ids())
 def test_a_copy_of_a_batch_goes_on_with_the_same_episodes(env_id, how):
-    env = gym.make_vec(env_id, num_envs=3, reward="classifier", smoothing=0.5)
+    env = gym.make_vec(env_id, num_envs=3, reward="default", smoothing=0.5)
     env.action_space.seed(7)
     actions = [torch.as_tensor(env.action_space.sample()) for _ in range(env.unwrapped.sampler.horizon)]
     env.reset(seed=5)
@@ -68,7 +68,7 @@ def test_a_copy_of_a_single_environment_goes_on_with_the_same_episode(env_id, ho
 
 
 @pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize("reward", ["clip", "hpsv2", "fid", {"loo_fid": 2.0, "classifier": 1.0}])
+@pytest.mark.parametrize("reward", ["clip", "hpsv2", "fid", {"loo_fid": 2.0, "adversarial": 1.0}])
 def test_every_reward_is_copied_with_its_environment(reward, how):
     if reward in ("clip", "hpsv2"):
         pytest.importorskip("open_clip")
