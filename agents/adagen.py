@@ -283,7 +283,7 @@ class Trainer:
     def _update_policy(self, episode: Episode, seeds: list[int], reward: Tensor) -> dict[str, float]:
         """PPO with the terminal reward as the return of every step: no discount, no GAE.
 
-        A loss is a sum over the minibatch's images, part by part, divided by their number in all processes.
+        A loss is a sum over the minibatch's decisions, part by part, divided by their number in all processes.
         """
         config, std = self.config, value_at(self.config.action_std, self.iteration)
         own, returns = processes.own(config.num_envs), processes.standardise(reward)
@@ -293,17 +293,19 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = value_at(config.learning_rate, self.iteration)
         for _ in range(config.num_epochs):
-            order = torch.randperm(config.num_envs, generator=self.generator)
-            for images in order.chunk(config.num_minibatches):
-                mine = images[(images >= own.start) & (images < own.stop)] - own.start
-                number = len(images) * len(actions)
+            # Decisions of one image share their return: mixed well, a minibatch holds more images.
+            order = torch.randperm(len(actions) * config.num_envs, generator=self.generator)
+            for rows in order.chunk(config.num_minibatches):
+                t, i = rows // config.num_envs, rows % config.num_envs
+                here = (i >= own.start) & (i < own.stop)
+                mine = t[here] * len(own) + i[here] - own.start
                 total = torch.zeros(2, device=self.device)
                 self.optimiser.zero_grad()
                 for observation, t, i in chunks.decisions(self.env, episode, seeds, mine):
                     log_prob = gaussian_log_prob(actions[t, i], self.policy(observation), std)
                     policy_loss = ppo_policy_loss(log_prob, old_log_prob[t, i], advantage[t, i], config.clip)
                     value_loss = (self.critic(observation)[:, 0] - returns[i]).square()
-                    loss = torch.stack([policy_loss.sum(), value_loss.sum()]) / number
+                    loss = torch.stack([policy_loss.sum(), value_loss.sum()]) / len(rows)
                     (loss[0] + config.value_weight * loss[1]).backward()
                     total += loss.detach()
                 processes.sum_gradients(self.parameters)
@@ -337,7 +339,8 @@ class Trainer:
     def needs(self) -> str:
         """Returns what training will take, in one line."""
         config, part = self.config, len(processes.own(self.config.num_envs))
-        generated = config.num_envs * (1 if part <= self.env.num_envs else 1 + config.num_epochs)
+        replays = 0 if part <= self.env.num_envs else config.num_epochs * config.num_minibatches
+        generated = config.num_envs * (1 + replays)
         if config.fresh_fakes and self.adversary is not None:
             generated += config.discriminator_steps * config.discriminator_batch
         return chunks.needs(self.env, part, config.num_iterations * generated)

@@ -30,37 +30,39 @@ def play(env: VectorEnv, actor: Actor, seeds: Sequence[int]) -> Episode:
 
 
 def decisions(
-    env: VectorEnv, episode: Episode, seeds: Sequence[int], images: Tensor
+    env: VectorEnv, episode: Episode, seeds: Sequence[int], rows: Tensor
 ) -> Iterator[tuple[Observation, Tensor, Tensor]]:
-    """Yields what a policy saw before the decisions of some images of an episode, in parts of bounded size.
+    """Yields what a policy saw before some decisions of an episode, in parts of bounded size.
 
-    Where the episode kept its observations there is one part with all decisions; otherwise the images are generated
-    again with the actions that were played, and each part is one decision of as many images as the environment holds.
+    Where the episode kept its observations there is one part; otherwise the images concerned are generated again with
+    the actions that were played, and each part holds decisions at one step of as many images as the environment holds.
 
     Args:
         env: that the episode was played in.
-        episode: of `play`.
+        episode: of `play`, of N images.
         seeds: of its images.
-        images: (M,) int64, numbers of images in the episode.
+        rows: (M,) int64, the decisions: t * N + i is that of image i at step t.
 
     Yields:
-        Observations {name: (B, ...)}, and the decision (B,) and the image (B,) that each row is of: x[t, i] are the
-        rows' entries of (T, N, ...).
+        Observations {name: (B, ...)}, and the step (B,) and the image (B,) that each row is of: x[t, i] are the rows'
+        entries of (T, N, ...).
     """
-    horizon, device = len(episode.actions), episode.actions.device
-    images = images.to(device)
-    if not len(images):
+    if not len(rows):  # of the images of this process
         return
+    number, device = len(seeds), episode.actions.device
+    rows = rows.to(device)
+    t, i = rows // number, rows % number
     if episode.observations:
-        t = torch.arange(horizon, device=device).repeat_interleave(len(images))
-        i = images.repeat(horizon)
         yield {name: value[t, i] for name, value in episode.observations.items()}, t, i
         return
-    for part in images.split(env.num_envs):
-        rows = torch.tensor(_filled(part.tolist(), env.num_envs), device=device)
-        again = replay(env, episode.actions[:, rows], [seeds[row] for row in rows.tolist()])
+    for part in i.unique().split(env.num_envs):
+        images = torch.tensor(_filled(part.tolist(), env.num_envs), device=device)
+        again = replay(env, episode.actions[:, images], [seeds[image] for image in images.tolist()])
         for step, observation in enumerate(again):
-            yield {n: v[: len(part)] for n, v in observation.items()}, torch.full_like(part, step), part
+            wanted = torch.isin(part, i[t == step])
+            if bool(wanted.any()):
+                seen = {name: value[: len(part)][wanted] for name, value in observation.items()}
+                yield seen, torch.full_like(part[wanted], step), part[wanted]
 
 
 def needs(env: VectorEnv, number: int, generated: int) -> str:

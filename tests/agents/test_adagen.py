@@ -141,19 +141,20 @@ def test_the_size_of_a_chunk_changes_no_number(fields):
             torch.testing.assert_close(part[name], value, rtol=1e-2, atol=2e-4)
 
 
-def test_a_minibatch_is_of_whole_images(monkeypatch):
+def test_an_epoch_sees_every_decision_once_and_a_minibatch_mixes_images(monkeypatch):
     trainer, seen = Trainer(changed(num_minibatches=3, num_epochs=2)), []
     played = chunks.decisions
 
-    def watched(env, episode, seeds, images):
-        seen.append(images.tolist())
-        return played(env, episode, seeds, images)
+    def watched(env, episode, seeds, rows):
+        seen.append(rows.tolist())
+        return played(env, episode, seeds, rows)
 
     monkeypatch.setattr(chunks, "decisions", watched)
     trainer.step()
     assert len(seen) == 6
     for epoch in (seen[:3], seen[3:]):
-        assert sorted(image for images in epoch for image in images) == list(range(16))
+        assert sorted(row for rows in epoch for row in rows) == list(range(2 * 16))
+        assert all(len({row % 16 for row in rows}) > len(rows) // 2 for rows in epoch)
 
 
 @pytest.mark.parametrize("seed", [0, 7, 499, 500, 2**33 + 1, 10**20])
