@@ -30,7 +30,7 @@ from genenv.actions import ScheduleActions
 from genenv.evaluation import first_seed
 from genenv.metrics.frechet import frechet_distance, moments
 from genenv.progress import Report, progress
-from genenv.rng import MAX_SEED, Stream
+from genenv.rng import Stream
 from genenv.rollout import schedule_actor
 from genenv.tiers import tier_of
 
@@ -149,7 +149,7 @@ def search(
     params = generate.params
     decoder, horizon = ScheduleActions(params), len(params[0].static)
     generator = np.random.default_rng(seed)
-    firsts = itertools.count(seed * IMAGES_PER_SEED % MAX_SEED, config.images_per_candidate)
+    firsts = itertools.count(first_seed(seed, IMAGES_PER_SEED), config.images_per_candidate)
 
     def decode(points: np.ndarray) -> Tensor:
         """Physical schedules (P, T, A) of points (P, T * A)."""

@@ -18,20 +18,25 @@ from genenv.metrics.intervals import Interval, student
 from genenv.metrics.judge import Judge, Measurement, check_number
 from genenv.protocols import Actor
 from genenv.registration import defaults
-from genenv.rng import BatchRng, Stream
+from genenv.rng import MAX_SEED, BatchRng, Stream
 from genenv.rollout import Episode, generate, unwrapped
 
 LABEL_PLAN = "cycle"
 """Seed modulo the number of classes: consecutive seeds are balanced."""
 KEPT_IMAGES = 2000
 """Images, at most, that an evaluation gives back: the first ones, in whole batches."""
+SURPLUS = 2**32
+"""Seeds that are left free behind the last repetition: a last batch may be larger than what is left of its images."""
 COUNTED_IMAGES = 8
 """Images over which floating point operations are counted."""
 
 
 def first_seed(repetition: int, num_images: int) -> int:
-    """Returns the first held-out seed of a repetition; repetitions of as many images share none."""
-    return repetition * num_images
+    """Returns the first seed of a repetition; repetitions of as many images share none.
+
+    As many as have room below 2^63 are counted; those beyond have the seeds of the first ones again.
+    """
+    return repetition % ((MAX_SEED - SURPLUS) // num_images) * num_images
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from genenv import evaluation as module
 from genenv.evaluation import Evaluator, evaluate, first_seed, pool
 from genenv.metrics.intervals import student
-from genenv.rng import Stream
+from genenv.rng import MAX_SEED, Stream
 from genenv.rollout import generate, static_actor
 
 ENV_ID = "AdaGen/MaskGIT-v0"
@@ -121,6 +121,27 @@ def test_counting_operations_leaves_a_generator_with_a_cache_as_it_was():
 def test_repetitions_share_no_seed(num_images):
     seeds = [range(first, first + num_images) for first in (first_seed(k, num_images) for k in range(5))]
     assert len(set().union(*seeds)) == 5 * num_images
+
+
+@pytest.mark.parametrize("repetition", [10**18, 2**63 - 1, 2**63, 10**30])
+@pytest.mark.parametrize("num_images", [1, 70, 2000, 50_000])
+def test_a_large_repetition_has_seeds_that_exist_whatever_the_batch(repetition, num_images):
+    one, other = (first_seed(k, num_images) for k in (repetition, repetition + 1))
+    for first in (one, other):
+        assert first % num_images == 0
+        assert 0 <= first <= MAX_SEED - num_images - 2**20
+    assert abs(one - other) >= num_images
+
+
+def test_the_first_repetitions_follow_each_other():
+    assert [first_seed(k, 2000) for k in (0, 1, 7, 10**15)] == [0, 2000, 14_000, 2 * 10**18]
+
+
+def test_a_large_repetition_is_evaluated(evaluator):
+    first = first_seed(10**18, 100)
+    found = evaluator(static_actor(evaluator.env), first)
+    assert found.seeds == (first, first + 99)
+    assert found.episode.context.bincount().tolist() == [10] * 10
 
 
 @pytest.mark.parametrize("env_id", ["AdaGen/MaskGIT-v0", "genenv:AdaGen/MaskGIT-v0"])

@@ -62,15 +62,15 @@ def test_no_generation_sees_an_image_of_another_nor_of_another_repetition():
         params = schedule(2, guidance_weight=1.0)
 
         def __call__(self, tables, num_images, first, stream):
-            assert 0 <= first < MAX_SEED
+            assert 0 <= first <= MAX_SEED - num_images
             seen.append([(stream, seed) for seed in range(first, first + num_images)])
             return tables
 
-    for seed in (0, 1, 700, 10**10):
+    for seed in (0, 1, 700, 10**10, 10**18):
         search(config, seed, Toy(), lambda table: table.sum().item(), QUIET)
-    assert [len(images) for images in seen] == 4 * [50, 50, 50, 10]
-    assert [images[0][0] for images in seen] == 4 * [*3 * [Stream.TRAINING], Stream.TUNING]
-    assert len(set().union(*seen)) == 4 * 160
+    assert [len(images) for images in seen] == 5 * [50, 50, 50, 10]
+    assert [images[0][0] for images in seen] == 5 * [*3 * [Stream.TRAINING], Stream.TUNING]
+    assert len(set().union(*seen)) == 5 * 160
 
 
 @pytest.mark.parametrize("objective", ["reward_features", "judge"])
