@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -139,18 +139,22 @@ class GenVectorEnv(VectorEnv):
         Raises:
             ValueError: if seed or options are not of this kind.
         """
-        options = options or {}
+        if options is not None and not isinstance(options, Mapping):
+            raise ValueError(f"reset options must be a dictionary, got {options!r}")
+        options = dict(options or {})
         unknown = set(options) - {"context", "stream", "reset_mask"}
         if unknown:
             raise ValueError(
                 f"reset options must be among 'context', 'stream', 'reset_mask', got {sorted(map(str, unknown))}"
             )
         mask = options.get("reset_mask")
-        if mask is not None and not np.all(np.asarray(mask)):
-            raise ValueError(
-                "reset_mask must be all True: the episodes of this environment run in lockstep, "
-                f"got {np.asarray(mask).tolist()}"
-            )
+        if mask is not None:
+            given = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
+            if given.dtype != bool or not given.all():
+                raise ValueError(
+                    "reset_mask must be all True: the episodes of this environment run in lockstep, "
+                    f"got {given.tolist()}"
+                )
         rng = self._next_rng(seed, options.get("stream"))
         context = None if options.get("context") is None else self._given(options["context"])
         if isinstance(seed, int | np.integer):
@@ -228,7 +232,9 @@ class GenVectorEnv(VectorEnv):
 
     def _next_rng(self, seed: Any, stream: str | Stream | None) -> BatchRng:
         """Returns the streams of the next episode: of new seeds, or the next one of the present seeds."""
-        if stream is not None and not isinstance(stream, Stream) and stream not in STREAMS:
+        if not (
+            stream is None or isinstance(stream, Stream) or (isinstance(stream, str) and stream in STREAMS)
+        ):
             raise ValueError(f"options['stream'] must be one of {', '.join(STREAMS)}, got {stream!r}")
         chosen = STREAMS[stream] if isinstance(stream, str) else stream
         if seed is not None or self._rng is None:

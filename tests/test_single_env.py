@@ -121,6 +121,8 @@ def test_a_context_is_a_whole_number_of_any_library(context):
         ({"seed": 2**63}, r"seeds must lie in 0\.\..*, got 9223372036854775808"),
         ({"seed": 7, "options": {"context": 99}}, r"context must be .* 0\.\.9, got 99"),
         ({"seed": 7, "options": {"kontext": 1}}, "reset options must be among 'context'.* got .*kontext"),
+        ({"options": 3}, "reset options must be a dictionary, got 3"),
+        ({"seed": 7, "options": ["context"]}, r"reset options must be a dictionary, got \['context'\]"),
         ({"options": {"context": 2.5}}, r"context must be .*, got 2\.5"),
     ],
 )

@@ -187,6 +187,13 @@ def test_reset_options_set_the_context(given, expected):
     [
         ({"options": {"context": 10}}, r"context must be a label in 0\.\.9, got 10"),
         ({"options": {"context": [1, 2]}}, r"options\['context'\] must hold 1 or 3 labels, got 2"),
+        ({"options": {"stream": ["tuning"]}}, r"options\['stream'\] must be one of .*, got \['tuning'\]"),
+        ({"options": {"reset_mask": "all"}}, "reset_mask must be all True.*, got all"),
+        ({"options": 3}, "reset options must be a dictionary, got 3"),
+        ({"options": 0}, "reset options must be a dictionary, got 0"),
+        ({"options": "context"}, "reset options must be a dictionary, got 'context'"),
+        ({"options": []}, r"reset options must be a dictionary, got \[\]"),
+        ({"options": {3: 1}}, r"reset options must be among .*, got \['3'\]"),
         (
             {"options": {"label": 1}},
             r"reset options must be among 'context', 'stream', 'reset_mask', got \['label'\]",
