@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,11 +101,16 @@ def schedule_actions(env: VectorEnv) -> ScheduleActions:
 
 
 def static_actor(env: VectorEnv) -> Actor:
-    """Returns the actor of the hand-crafted schedule; residual actions need no observation, physical ones "step"."""
+    """Returns the actor of the hand-crafted schedule; residual actions need no observation, physical ones "step".
+
+    Raises:
+        ValueError: if the actions of the environment are no schedule, or it does not observe what they need.
+    """
     actions, number = schedule_actions(env), env.num_envs
     if actions.mode == "residual":
         zeros = actions.handcrafted(number, 0)
         return lambda observation: zeros
+    _need_step(unwrapped(env).observe)
     return schedule_actor(handcrafted(actions.params))
 
 
@@ -117,11 +122,21 @@ def schedule_actor(table: Tensor) -> Actor:
     """
 
     def act(observation: Observation) -> Tensor:
+        _need_step(observation)
         step = observation["step"]
         rows = table.to(step.device).expand(len(step), *table.shape[-2:])
         return rows[torch.arange(len(step), device=step.device), step]
 
     return act
+
+
+def _need_step(observed: Iterable[str]) -> None:
+    """Raises a ValueError unless the step is among the entries of an observation."""
+    names = list(observed)
+    if "step" not in names:
+        raise ValueError(
+            f"a schedule in physical units needs 'step' in the environment's observe, got observe={names}"
+        )
 
 
 @torch.no_grad()

@@ -10,7 +10,17 @@ from genenv.contexts import Contexts
 from genenv.fields import Field
 from genenv.protocols import Decision
 from genenv.rng import Stream
-from genenv.rollout import Episode, generate, replay, run_episode, static_actor, unwrapped
+from genenv.rollout import (
+    Episode,
+    generate,
+    replay,
+    run_episode,
+    schedule_actions,
+    schedule_actor,
+    static_actor,
+    unwrapped,
+)
+from genenv.schedules import handcrafted
 from genenv.vector_env import GenVectorEnv
 from genenv.wrappers.vector import EMAActionSmoothing, RunningCost
 
@@ -142,6 +152,20 @@ def test_the_static_actor_plays_the_schedule_in_physical_units_too():
     residual, physical = make(), make(action_mode="physical")
     one, other = (run_episode(env, static_actor(env), seed=2) for env in (residual, physical))
     assert torch.equal(one.images, other.images)
+
+
+def test_a_schedule_in_physical_units_misses_the_step_by_name():
+    message = (
+        r"a schedule in physical units needs 'step' in the environment's observe, got observe=\['tokens'\]"
+    )
+    env = make(action_mode="physical", observe=["tokens"])
+    with pytest.raises(ValueError, match=message):
+        static_actor(env)
+    table = handcrafted(schedule_actions(env).params)
+    with pytest.raises(ValueError, match=message):
+        run_episode(env, schedule_actor(table), seed=2)
+    residual = make(observe=["tokens"])
+    assert run_episode(residual, static_actor(residual), seed=2).images.shape == (3, 1, 8, 8)
 
 
 class Choices:
