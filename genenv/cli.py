@@ -384,8 +384,8 @@ def _play(options: argparse.Namespace) -> int:
     images, undecided, infos = [], [], []
     with torch.no_grad():
         for t in range(inner.sampler.horizon + 1):
-            images.append(inner.sampler.decode(inner._state))
-            undecided.append(inner.sampler.undecided(inner._state))
+            images.append(inner.sampler.decode(inner.state))
+            undecided.append(inner.sampler.undecided(inner.state))
             if t < inner.sampler.horizon:
                 observation, _, _, _, info = env.step(actor(observation))
                 infos.append(info)

@@ -122,6 +122,17 @@ class GenVectorEnv(VectorEnv):
             raise gym.error.ResetNeeded("call reset() before rng is asked for")
         return self._rng
 
+    @property
+    def state(self) -> Any:
+        """The sampler's state of the current episode's images, for its `decode`, `undecided` and `observe`.
+
+        A step puts another one in its place, and leaves this one as it is. At an automatic reset it is the new
+        episode's.
+        """
+        if self._state is None:
+            raise gym.error.ResetNeeded("call reset() before state is asked for")
+        return self._state
+
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:

@@ -174,6 +174,19 @@ def test_a_partial_reset_mask_is_refused_and_a_full_one_taken():
     assert observation["step"].tolist() == [0, 0, 0]
 
 
+def test_a_state_is_what_the_generator_made_and_stays_as_it_was():
+    env = make(autoreset_mode="Disabled")
+    with pytest.raises(gym.error.ResetNeeded, match=r"call reset\(\) before state is asked for"):
+        _ = env.unwrapped.state
+    observation, _ = env.reset(seed=0)
+    first, tokens = env.unwrapped.state, observation["tokens"].clone()
+    info = play(env, random_actions(3))[-1][-1]
+    assert torch.equal(env.unwrapped.sampler.decode(env.unwrapped.state), info["image"])
+    assert torch.equal(first.tokens.view_as(tokens), tokens)
+    with pytest.raises(AttributeError):
+        env.unwrapped.state = first
+
+
 @pytest.mark.parametrize(
     ("given", "expected"), [(3, [3, 3, 3]), ([1, 2, 9], [1, 2, 9]), (np.int64(4), [4] * 3)]
 )
