@@ -150,7 +150,7 @@ def _autoreset(make: Make) -> None:
 
 
 def _hand_crafted(make: Make) -> None:
-    env = make()
+    env = make(observe=["step"])  # all that its actor needs
     schedule = run_episode(env, static_actor(env), SEED).schedule
     for param in schedule_actions(env).params:
         wanted = param.static.float()[:, None].to(schedule[param.name].device)

@@ -36,6 +36,12 @@ def test_check_reports_every_promise(capsys):
     assert all(line.startswith("ok ") for line in lines)
 
 
+def test_check_needs_no_step_in_the_observation(capsys):
+    kwargs = json.dumps({"action_mode": "physical", "observe": ["tokens"], "num_steps": 2})
+    assert cli.main(["check", "AdaGen/MaskGIT-v0", "--env-kwargs", kwargs]) == 0
+    assert "ok   there is an action for the hand-crafted schedule" in capsys.readouterr().out
+
+
 def test_check_fails_where_a_promise_is_broken(capsys, monkeypatch):
     def broken(make):
         raise CheckFailed("0.3 instead of 0.4")
