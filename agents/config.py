@@ -85,7 +85,7 @@ def from_json(kind: type[C], path: Path) -> C:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of JSON, of UTF-8, or an integer of more digits than Python reads
         raise ValueError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
@@ -101,7 +101,7 @@ def from_json(kind: type[C], path: Path) -> C:
             )
     try:
         return kind(**{name: _parse(hints[name], values[name], name) for name in names})
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -117,14 +117,20 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
         if len(each) == len(value):
             return tuple(_parse(part, entry, name) for part, entry in zip(each, value, strict=True))
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name} must be finite, got a number of {len(str(value))} digits") from None
     if type(value) is hint:
         return value
     raise ValueError(f"{name} must be {hint if inner else hint.__name__}, got {value!r}")
 
 
 def words(config: Any) -> Iterator[str]:
-    """Yields the words of the command line that make a configuration from its class's defaults."""
+    """Yields the words of the command line that make a configuration from its class's defaults.
+
+    There the word "None" stands for None, so that no optional text can have it.
+    """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value == field.default:
@@ -144,4 +150,7 @@ def words(config: Any) -> Iterator[str]:
 
 def command(agent: str, config: Any, out: Path) -> str:
     """Returns the command line that makes a run from nothing."""
-    return shlex.join(["python", "-m", f"agents.{agent}", *words(config), "--out", str(out)])
+    folder = str(out)
+    if folder.startswith("-") or folder == "None":  # would be an option, or no folder
+        folder = f"./{folder}"
+    return shlex.join(["python", "-m", f"agents.{agent}", *words(config), "--out", folder])

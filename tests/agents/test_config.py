@@ -62,6 +62,14 @@ def test_a_configuration_comes_back_from_json_and_from_its_command_line(config, 
 
 
 @pytest.mark.parametrize(
+    ("out", "told"), [("-x", "./-x"), ("None", "./None"), ("--", "./--"), ("/a/-b", "/a/-b")]
+)
+def test_a_folder_is_not_taken_for_an_option(out, told):
+    assert shlex.split(command(Config.agent, Config(), Path(out)))[-2:] == ["--out", told]
+    assert Path(told) == Path(out)
+
+
+@pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("number", 0, "number must be finite and at least 1, got 0"),
@@ -94,7 +102,7 @@ def test_no_range_holds_what_is_not_finite_or_too_small(value):
         ({"rate": 5}, r"rate must be tuple\[tuple\[int, float\], \.\.\.\], got 5"),
         ({"rate": [[0]]}, r"rate must be tuple\[int, float\], got \[0\]"),
         ({"rate": [[0, "a"]]}, "rate must be float, got 'a'"),
-        ({"decay": 10**400}, "config.json: int too large"),
+        ({"decay": 10**400}, "config.json: decay must be finite, got a number of 401 digits"),
         ({"name": 3}, "name must be str, got 3"),
         ({"decay": -1}, r"config\.json: decay must be in \[0, 1\), got -1"),
         ({"surprise": 1}, "has an unknown field surprise"),
@@ -114,6 +122,7 @@ def test_an_edited_file_is_answered_with_file_and_field(tmp_path, change, messag
         ("[1]", "must hold a JSON object, got list"),
         ('{"number": 1}', "has no field rate, seed, decay"),
         ("", "is not readable JSON"),
+        ('{"number": 1' + 5000 * "0" + "}", "is not readable JSON: Exceeds the limit"),
     ],
 )
 def test_a_truncated_file_is_named(tmp_path, text, message):
