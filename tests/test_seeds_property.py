@@ -1,12 +1,16 @@
 """An image depends on its seed and its actions: not on its place, its neighbours or how many there are."""
 
+import functools
+import itertools
 import math
 
+import gymnasium as gym
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import genenv
 from genenv.conditions import Labels
 from genenv.contexts import Contexts
 from genenv.envs.maskgit import MaskGITSampler, schedule
@@ -93,6 +97,57 @@ def test_permuted_and_divided_batches_hold_the_same_images(make, seeds, plan, st
             found, shown = images(sampler, part, plan, stream, noise)
             assert all(torch.equal(found[seed], expected[seed]) for seed in part)
             assert all(shown[seed] == contexts[seed] for seed in part)
+
+
+@functools.cache
+def shipped(env_id):
+    """Returns the digits' sampler of an id and the names of its contexts."""
+    few = {} if env_id in ("AdaGen/VAR-v0", "AdaGen/LlamaGen-v0") else {"num_steps": 4}
+    env = gym.make_vec(env_id, num_envs=1, reward="none", **few).unwrapped
+    return env.sampler, env.contexts.names
+
+
+def shown(env_id, seeds, plan, stream, episodes):
+    """Returns {seed: (context, group, image)} of each episode of an id, with actions of the images' own streams."""
+    sampler, names = shipped(env_id)
+    env = GenVectorEnv(sampler, Contexts(names, plan), len(seeds), autoreset_mode="Disabled")
+    size, found = env.single_action_space.shape[0], []
+    for episode in range(episodes):
+        env.reset(**({} if episode else {"seed": seeds, "options": {"stream": stream}}))
+        info = {}
+        for t in range(sampler.horizon):
+            *_, info = env.step(0.5 * env.rng.at(t).normal(size, purpose=Purpose.POLICY))
+        each = zip(info["context"].tolist(), info["group"].tolist(), info["image"], strict=True)
+        found.append(dict(zip(seeds, each, strict=True)))
+    return found
+
+
+plans = st.one_of(
+    st.sampled_from(["uniform", "cycle"]),
+    (st.integers(1, 3) | st.integers(1, 2**40)).map(lambda size: f"grouped:{size}"),
+    st.lists(st.integers(0, 9), min_size=1, max_size=4),
+)
+
+
+@pytest.mark.parametrize("env_id", genenv.env_ids())
+@settings(max_examples=12)
+@given(
+    seeds=st.lists(st.integers(0, 50) | st.integers(0, 2**63 - 1), min_size=3, max_size=5, unique=True),
+    plan=plans,
+    stream=st.sampled_from(["training", "tuning", "held_out"]),
+    episodes=st.integers(1, 2),
+    data=st.data(),
+)
+def test_context_group_and_image_of_every_id_follow_the_seed(env_id, seeds, plan, stream, episodes, data):
+    expected = shown(env_id, seeds, plan, stream, episodes)
+    shuffled = data.draw(st.permutations(seeds))
+    cuts = sorted({0, len(seeds), *data.draw(st.lists(st.integers(0, len(seeds)), max_size=2))})
+    for start, end in itertools.pairwise(cuts):
+        part = shuffled[start:end]
+        for one, other in zip(shown(env_id, part, plan, stream, episodes), expected, strict=True):
+            for seed in part:
+                assert one[seed][:2] == other[seed][:2]
+                torch.testing.assert_close(one[seed][2], other[seed][2], rtol=0, atol=1e-4)
 
 
 def test_the_streams_and_the_seeds_differ():
