@@ -41,12 +41,9 @@ from genenv.rewards import make_reward
 from genenv.rewards.adversarial import AdversarialReward, discriminator
 from genenv.rewards.classifier import make as make_classifier_reward
 from genenv.rewards.mixture import Mixture, as_mixture
-from genenv.rng import MAX_SEED, Purpose
+from genenv.rng import MAX_SEED, Purpose, training_seed
 from genenv.rollout import Episode, schedule_actions, static_actor, unwrapped
 from genenv.tiers import tier_of
-
-IMAGES_PER_SEED = 10**9
-"""Image seeds that a run has for itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,9 +246,8 @@ class Trainer:
 
     def rollout(self, number: int) -> tuple[Episode, list[int]]:
         """Returns this process's part of a number of new images, and its seeds; no image is generated twice."""
-        first = self.config.seed * IMAGES_PER_SEED + self.images
+        seeds = [training_seed(self.config.seed, self.images + i) for i in processes.own(number)]
         self.images += number
-        seeds = [(first + i) % (MAX_SEED + 1) for i in processes.own(number)]
         return chunks.play(self.env, self._explore, seeds), seeds
 
     def _explore(self, observation: Observation) -> Decision:

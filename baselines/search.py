@@ -30,12 +30,10 @@ from genenv.actions import ScheduleActions
 from genenv.evaluation import first_seed
 from genenv.metrics.frechet import frechet_distance, moments
 from genenv.progress import Report, progress
-from genenv.rng import Stream
+from genenv.rng import Stream, training_seed
 from genenv.rollout import schedule_actor
 from genenv.tiers import tier_of
 
-IMAGES_PER_SEED = 10**9
-"""Image seeds that the search of a repetition has for itself."""
 Score = Callable[[Tensor], float]
 """The distance of images (N, C, H, W) from the real ones."""
 
@@ -149,7 +147,7 @@ def search(
     params = generate.params
     decoder, horizon = ScheduleActions(params), len(params[0].static)
     generator = np.random.default_rng(seed)
-    firsts = itertools.count(first_seed(seed, IMAGES_PER_SEED), config.images_per_candidate)
+    images = itertools.count(0, config.images_per_candidate)
 
     def decode(points: np.ndarray) -> Tensor:
         """Physical schedules (P, T, A) of points (P, T * A)."""
@@ -158,7 +156,8 @@ def search(
         return torch.stack(steps, dim=1)
 
     def evaluate(points: np.ndarray) -> list[float]:
-        judged = generate(decode(points), config.images_per_candidate, next(firsts), Stream.TRAINING)
+        first = training_seed(seed, next(images))
+        judged = generate(decode(points), config.images_per_candidate, first, Stream.TRAINING)
         return [score(images) for images in judged]
 
     dimension = horizon * len(params)
@@ -168,8 +167,8 @@ def search(
     finalists = decode(points)
     judged = generate(finalists, config.tuning_images, first_seed(seed, config.tuning_images), Stream.TUNING)
     distances = [score(images) for images in judged]
-    images = config.generations * config.popsize * config.images_per_candidate + 2 * config.tuning_images
-    return finalists[distances.index(min(distances))], images
+    spent = config.generations * config.popsize * config.images_per_candidate + 2 * config.tuning_images
+    return finalists[distances.index(min(distances))], spent
 
 
 def run(config: Config) -> Iterator[Result]:

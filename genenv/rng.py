@@ -10,6 +10,8 @@ from torch import Tensor
 
 MAX_SEED = 2**63 - 1
 """The largest seed of an image."""
+IMAGES_PER_RUN = 10**9
+"""Image seeds that a training run has for itself."""
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -58,6 +60,11 @@ class Stream(enum.IntEnum):
     """Choices between finished schedules."""
     HELD_OUT = 2
     """Reported numbers: nothing is chosen by these images."""
+
+
+def training_seed(run: int, image: int) -> int:
+    """Returns the seed of a run's training image, both counted from 0 without an end: beyond `MAX_SEED` it wraps."""
+    return (run * IMAGES_PER_RUN + image) % (MAX_SEED + 1)
 
 
 @dataclasses.dataclass(frozen=True)
