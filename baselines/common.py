@@ -150,7 +150,7 @@ class Bench:
         return Result(
             method=method,
             env_id=self.env_id,
-            env_kwargs=self.env_kwargs,
+            env_kwargs={"backbone": self.evaluator.backbone} | self.env_kwargs,
             seed=seed,
             decisions=unwrapped(self.evaluator.env).sampler.horizon,
             num_images=total,

@@ -147,10 +147,11 @@ def _of_evaluation(record: Mapping[str, Any]) -> list[Row]:
 
 
 def _task(env_id: str, env_kwargs: Mapping[str, Any], decisions: int, num_images: int, protocol: str) -> Task:
-    spec = gym.registry.get(env_id)
+    name = env_id.rpartition(":")[2]  # an agent's run keeps the module that registers the id
+    spec = gym.registry.get(name)
     kwargs = ({} if spec is None else spec.kwargs) | dict(env_kwargs)
-    matter = {name: value for name, value in sorted(kwargs.items()) if name not in OF_THE_POLICY}
-    return Task(env_id, json.dumps(matter, sort_keys=True), decisions, num_images, protocol)
+    matter = {key: value for key, value in kwargs.items() if key not in OF_THE_POLICY}
+    return Task(name, json.dumps(matter, sort_keys=True), decisions, num_images, protocol)
 
 
 def collect(files: Sequence[Path]) -> list[Row]:

@@ -66,6 +66,14 @@ def test_methods_stand_from_worst_to_best_fid_with_their_intervals(tmp_path):
     assert rows[2].endswith("| 1,000 | 2 | 1 |")
 
 
+def test_an_id_and_its_module_are_the_id(tmp_path):
+    files = [
+        written(tmp_path, result("a", 0, 1.0, "Other/Env-v0", backbone="theirs")),
+        dumped(tmp_path, summary(env_id="other_module:Other/Env-v0", env_kwargs={"backbone": "theirs"})),
+    ]
+    assert len({row.task for row in collect(files)}) == 1
+
+
 def test_a_bar_in_a_name_ends_no_cell(tmp_path):
     assert r"| lr 1\|3 | 1.000 |" in markdown(collect([written(tmp_path, result("lr 1|3", 0, 1.0))]))
 
