@@ -118,14 +118,14 @@ class TokenActions:
         self.vocab_size = vocab_size
 
     def __call__(self, action: Tensor, t: int) -> Tensor:
-        """Returns the tokens (N,); ValueError for one that does not exist."""
+        """Returns the tokens (N,) int64 of any type of whole numbers; ValueError for one that does not exist."""
         legal = (action >= 0) & (action < self.vocab_size)
         if not bool(legal.all()):
             env = int((~legal).nonzero()[0])
             raise ValueError(
                 f"action of env {env}: the token must lie in [0, {self.vocab_size - 1}], got {action[env].item()}"
             )
-        return action
+        return action.long()  # bytes would select as a mask does
 
     def report(self, command: Tensor) -> dict[str, Tensor]:
         """Returns {"token": (N,)}."""

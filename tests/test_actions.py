@@ -127,6 +127,8 @@ def test_a_schedule_is_reported_under_its_names():
 
 def test_a_token_is_a_choice_and_comes_out_as_it_went_in():
     actions = TokenActions(7)
+    for dtype in (torch.uint8, torch.int32):
+        assert actions(torch.tensor([1, 0], dtype=dtype), 0).dtype == torch.int64
     assert (actions.field.shape, actions.field.low, actions.field.high) == ((), 0, 6)
     token = torch.tensor([0, 6, 3])
     assert torch.equal(actions(token, 4), token)
