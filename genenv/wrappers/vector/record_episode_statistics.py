@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from genenv.vector_env import to_numpy
 from genenv.wrappers.vector.base import GenVectorWrapper, finished
 
 
@@ -52,7 +52,7 @@ class RecordEpisodeStatistics(GenVectorWrapper):
             if self.stats_key in info:
                 raise ValueError(f"stats_key must be new in info, got {self.stats_key!r} a second time")
             lengths = torch.full((self.num_envs,), self._length, device=self._inner.device)
-            lengths = lengths.numpy() if isinstance(reward, np.ndarray) else lengths
+            lengths = to_numpy(lengths) if self._inner.output == "numpy" else lengths
             info |= {
                 self.stats_key: {"r": self._returns, "l": lengths},
                 f"_{self.stats_key}": terminated | truncated,
