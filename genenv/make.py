@@ -27,7 +27,8 @@ from genenv.wrappers.vector import EMAActionSmoothing, TerminalReward
 
 # A forked child has none of the threads that torch has started in its parent, and its first parallel operation would
 # wait for them for ever: AsyncVectorEnv, SB3's SubprocVecEnv and others fork after they have made an environment.
-os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

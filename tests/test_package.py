@@ -42,6 +42,14 @@ def test_making_an_environment_loads_no_optional_library():
     assert not optional & set(loaded)
 
 
+def test_environments_are_made_where_processes_cannot_fork():
+    code = (
+        "import os, torch, gymnasium, genenv; del os.register_at_fork;"
+        "gymnasium.make('AdaGen/MaskGIT-v0', reward='none').reset(seed=0)"
+    )
+    python("-W", "error", "-c", code)
+
+
 def test_the_shipped_weights_are_small_licensed_and_those_of_the_manifest():
     folder = backbone_folder("digits")
     inner = [path for part in DIGITS.folder_parts for path in (folder / part).iterdir()]
