@@ -64,7 +64,7 @@ class Embeddings:
 
     def given(self, context: Context) -> Tensor:
         """Returns the prompts (N, ...)."""
-        return self.prompts[context]
+        return self.prompts.to(context.device)[context]
 
     def null(self, number: int, device: torch.device) -> Tensor:
         """Returns the empty prompt, (number, ...)."""

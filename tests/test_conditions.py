@@ -24,6 +24,11 @@ def test_prompts_are_rows_of_embeddings_and_the_empty_prompt_stands_for_none():
     assert torch.equal(rows[3:], empty.expand(3, 5, 4))
 
 
+def test_the_rows_are_where_the_contexts_are():
+    condition = Embeddings(torch.randn(3, 4), torch.randn(4))
+    assert both(condition, CONTEXT.to("meta")).device.type == "meta"
+
+
 def test_prompts_and_the_empty_prompt_must_match():
     with pytest.raises(ValueError, match=r"must be of one shape, got \(3, 5, 4\) and \(4,\)"):
         Embeddings(torch.randn(3, 5, 4), torch.randn(4))
