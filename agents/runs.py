@@ -28,6 +28,7 @@ from agents.config import as_json, command, from_json
 from genenv.checkpoints import CheckpointError, replacing, write_text
 from genenv.evaluation import Evaluation
 from genenv.rollout import Episode
+from genenv.viz.report import read_records
 
 DIGEST = 64
 """Characters of a SHA-256 in hexadecimal."""
@@ -163,8 +164,8 @@ def reward_spec(reward: str) -> str | dict[str, Any]:
 class MetricsLog:
     """metrics.jsonl: one line an iteration; iteration 0 is the hand-crafted schedule."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, run_dir: Path):
+        self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
 
     def append(self, record: dict[str, float]) -> None:
         """Adds a line."""
@@ -172,31 +173,8 @@ class MetricsLog:
             file.write(json.dumps(record) + "\n")
 
     def read(self) -> list[dict[str, float]]:
-        """Returns all records; a last line that a crash cut short is left out.
-
-        Raises:
-            ValueError: if another line is no record; it names the file, the line and the field.
-        """
-        if not self.path.is_file():
-            return []
-        *lines, rest = self.path.read_text(encoding="utf-8").split("\n")
-        records = []
-        for number, line in enumerate([*lines, rest], start=1):
-            try:
-                record = json.loads(line) if line.strip() else None
-            except json.JSONDecodeError as error:
-                if number > len(lines):  # the one that a crash cut short
-                    break
-                raise ValueError(f"{self.path}, line {number} is not readable JSON: {error}") from None
-            if record is None:
-                continue
-            if not isinstance(record, dict) or type(record.get("iteration")) is not int:
-                raise ValueError(f"{self.path}, line {number} must hold an object with a whole 'iteration'")
-            for name, value in record.items():
-                if type(value) not in (int, float):
-                    raise ValueError(f"{self.path}, line {number}: {name} must be a number, got {value!r}")
-            records.append(record)
-        return records
+        """Returns all records, none where there is no file; see `genenv.viz.report.read_records`."""
+        return read_records(self.run_dir) if self.path.is_file() else []
 
     def cut_after(self, iteration: int) -> None:
         """Drops what a crashed run logged after its last checkpoint; resuming logs it again.
@@ -315,7 +293,7 @@ def open_run(config: C, out: Path, learner: Restorable, resume: bool) -> Iterato
         CheckpointError: if the checkpoint is damaged or another run's.
     """
     with locked(out) if processes.is_first() else contextlib.nullcontext():
-        log = MetricsLog(out / "metrics.jsonl")
+        log = MetricsLog(out)
         if resume:
             _restore(learner, out / "checkpoint.pt")
             if learner.iteration > config.num_iterations:

@@ -11,7 +11,7 @@ class Metric:
 
     Attributes:
         title: as people write it.
-        better: 1 where more is better, -1 where less is.
+        better: 1 where more is better, -1 where less is, 0 where neither.
         format: of its value.
     """
 

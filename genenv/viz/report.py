@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import math
 import platform
@@ -17,22 +16,12 @@ from typing import Any
 
 import genenv
 from genenv.checkpoints import write_text
-from genenv.metrics.names import METRICS
+from genenv.metrics.names import METRICS, Metric
 
 PACKAGES = ("torch", "gymnasium", "numpy")
 
 
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """A column of the comparison: its heading, which direction is better (-1, 1 or 0), and the number's format."""
-
-    title: str
-    better: int = 0
-    format: str = ".3g"
-
-
-COLUMNS = {name: Column(metric.title, metric.better, metric.format) for name, metric in METRICS.items()}
-COLUMNS["images"] = Column("training images", 0, ",.0f")
+COLUMNS = METRICS | {"images": Metric("training images", 0, ",.0f")}
 """Key of a summary's row -> its column; other keys follow as they are."""
 
 PICTURES = {
@@ -91,7 +80,7 @@ def read_records(run_dir: str | Path) -> list[dict[str, float]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a line is not a JSON object of numbers with an "iteration".
+        ValueError: if a line is not a JSON object of numbers with a whole "iteration"; it names file, line and field.
     """
     path = Path(run_dir) / "metrics.jsonl"
     if not path.is_file():
@@ -106,8 +95,8 @@ def read_records(run_dir: str | Path) -> list[dict[str, float]]:
 
 def _record(line: str, where: str) -> dict[str, float]:
     record = _parse(line, where)
-    if "iteration" not in record:
-        raise ValueError(f"{where} has no 'iteration', it must number each record")
+    if type(record.get("iteration")) is not int:
+        raise ValueError(f"{where} has no whole 'iteration', it must number each record")
     for name, value in record.items():
         if not _is_number(value):
             raise ValueError(f"{where}: {name!r} must be a number, got {value!r}")
@@ -163,7 +152,7 @@ def _comparison(rows: Sequence[Mapping[str, Any]]) -> str:
     present = {key for row in rows for key in row if key != "name"}
     keys = [key for key in COLUMNS if key in present]
     keys += [key for row in rows for key in row if key in present and key not in keys]
-    columns = {key: COLUMNS.get(key, Column(key.replace("_", " "))) for key in dict.fromkeys(keys)}
+    columns = {key: COLUMNS.get(key, Metric(key.replace("_", " "), 0, ".3g")) for key in dict.fromkeys(keys)}
     arrows = {-1: ' <span class="arrow" title="lower is better">&darr;</span>', 0: ""}
     arrows[1] = arrows[-1].replace("lower", "higher").replace("&darr;", "&uarr;")
     heads = "".join(f'<th scope="col">{escape(c.title)}{arrows[c.better]}</th>' for c in columns.values())
@@ -186,7 +175,7 @@ def _best(values: Sequence[Any], better: int) -> float | None:
     return max(finite) if better > 0 else min(finite)
 
 
-def _cell(value: Any, column: Column, best: float | None) -> str:
+def _cell(value: Any, column: Metric, best: float | None) -> str:
     if not _is_number(value):
         return f"<td>{'&ndash;' if value is None else escape(str(value))}</td>"
     text = format(value, column.format)

@@ -145,7 +145,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tm
 
 
 def test_resuming_drops_what_was_logged_after_the_checkpoint_and_a_broken_line(tmp_path):
-    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log = MetricsLog(tmp_path)
     for iteration in (0, 1, 2, 3):
         log.append({"iteration": iteration, "reward": 0.5})
     with log.path.open("a") as file:
@@ -157,15 +157,15 @@ def test_resuming_drops_what_was_logged_after_the_checkpoint_and_a_broken_line(t
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"reward": 1}', "line 2 must hold an object with a whole 'iteration'"),
-        ("[1]", "line 2 must hold an object"),
-        ('{"iteration": 1.5}', "line 2 must hold an object with a whole 'iteration'"),
-        ('{"iteration": 1, "reward": "a"}', "line 2: reward must be a number, got 'a'"),
+        ('{"reward": 1}', "line 2 has no whole 'iteration'"),
+        ("[1]", "line 2 must hold a JSON object"),
+        ('{"iteration": 1.5}', "line 2 has no whole 'iteration'"),
+        ('{"iteration": 1, "reward": "a"}', "line 2: 'reward' must be a number, got 'a'"),
         ('{"iteration": 1, "rew', "line 2 is not readable JSON"),
     ],
 )
 def test_an_edited_log_is_answered_with_file_and_line(tmp_path, line, message):
-    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log = MetricsLog(tmp_path)
     log.path.write_text('{"iteration": 0}\n' + line + '\n{"iteration": 2}\n')
     with pytest.raises(ValueError, match=rf"metrics\.jsonl, {message}"):
         log.read()
