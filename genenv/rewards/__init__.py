@@ -7,7 +7,6 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any
 
 from genenv.checkpoints import torch_device
 from genenv.protocols import Reward
@@ -64,25 +63,6 @@ def available(backbone: str) -> list[str]:
     return sorted({*own, *(name for name, reward in REWARDS.items() if reward.suits(backbone))})
 
 
-def check_registered_reward(spec: Any, source: str) -> None:
-    """Raises a ValueError where a reward that was read from a file would import a module.
-
-    A name in a file is looked up among those that genenv and the tiers have; "module:factory" runs code, and is taken
-    only from who calls the program.
-
-    Args:
-        spec: as of `make_reward`.
-        source: where it was read, for the error.
-    """
-    names = [spec] if isinstance(spec, str) else list(spec) if isinstance(spec, Mapping) else []
-    for name in names:
-        if ":" in str(name):
-            raise ValueError(
-                f"{source}: reward {name!r} would import a module, which a file may not ask for; "
-                "name it on the command line if you trust it"
-            )
-
-
 def make_reward(
     spec: str | Mapping[str, float],
     backbone: str,
@@ -93,8 +73,7 @@ def make_reward(
 
     Args:
         spec: "none", "default" (the tier's own), a name that `available` gives, "module:factory", or {name: weight} of
-            several; there the entry
-            "normalise": True standardises each among the images of one context.
+            several; there the entry "normalise": True standardises each among the images of a group.
         backbone: whose images are judged.
         device: where the judges run.
         own: {name: factory} of rewards that replace those of the same name, such as a discriminator to be trained.

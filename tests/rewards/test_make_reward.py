@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import genenv
-from genenv.rewards import REWARDS, Named, available, check_registered_reward, make_reward
+from genenv.rewards import REWARDS, Named, available, make_reward
 from genenv.rewards.adversarial import AdversarialReward
 from genenv.rewards.classifier import ClassifierReward
 from genenv.rewards.clip import PromptScore
@@ -120,21 +120,9 @@ def test_a_reward_may_be_given_a_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_rewards", sys.modules[__name__])
     monkeypatch.setitem(REWARDS, "brightness", Named("my_rewards:brightness"))
     assert "brightness" in available("digits")
-    check_registered_reward("brightness", "config.json")
     images = torch.rand(4, 1, 8, 8)
     paid = make_reward("brightness", "digits", "cpu")(images, torch.arange(4))
     torch.testing.assert_close(paid, images.mean((1, 2, 3)))
-
-
-@pytest.mark.parametrize("spec", ["my.rewards:f", {"clip": 1.0, "my.rewards:f": 2.0}])
-def test_a_file_may_name_registered_rewards_alone(spec):
-    with pytest.raises(ValueError, match=r"run/config\.json: reward 'my.rewards:f' would import a module"):
-        check_registered_reward(spec, "run/config.json")
-
-
-@pytest.mark.parametrize("spec", ["none", "default", "clip", {"clip": 1.0, "normalise": True}, None])
-def test_a_reward_by_name_may_come_from_a_file(spec):
-    check_registered_reward(spec, "run/config.json")
 
 
 @pytest.mark.parametrize(
