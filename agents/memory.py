@@ -11,11 +11,11 @@ import sys
 import time
 from typing import Annotated
 
-import gymnasium as gym
 import torch
 import tyro
 from torch import Tensor
 
+import genenv
 from agents.adagen import Config, Trainer
 from agents.config import AT_LEAST_1, AT_LEAST_2, check
 from agents.console import plain_errors, say
@@ -46,13 +46,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Prints the seconds and the largest memory of the process so far."""
-    if ENV_ID not in gym.registry:
-        gym.register(
-            ENV_ID,
-            entry_point="genenv.make:single",
-            vector_entry_point="genenv.make:vector",
-            kwargs={"sampler": "agents.memory:make_sampler", "backbone": "digits", "num_steps": 16},
-        )
+    genenv.register(ENV_ID, "agents.memory:make_sampler", backbone="digits", num_steps=16)
     config = Config(
         env_id=ENV_ID,
         num_steps=arguments.num_steps,

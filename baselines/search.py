@@ -30,9 +30,9 @@ from genenv.actions import ScheduleActions
 from genenv.evaluation import first_seed
 from genenv.metrics.frechet import frechet_distance, moments
 from genenv.progress import Report, progress
+from genenv.rewards.features import reward_features
 from genenv.rng import Stream, training_seed
 from genenv.rollout import schedule_actor
-from genenv.tiers import tier_of
 
 Score = Callable[[Tensor], float]
 """The distance of images (N, C, H, W) from the real ones."""
@@ -80,7 +80,7 @@ class RewardFeatureDistance:
     """
 
     def __init__(self, backbone: str):
-        self.network, self.mean, covariance = tier_of(backbone).need("reward_features")(backbone, "cpu")
+        self.network, self.mean, covariance = reward_features(backbone, "cpu")
         self.std = covariance.diagonal().sqrt()
         self.real = torch.zeros_like(self.mean), covariance / self.std.outer(self.std)
 
