@@ -73,10 +73,10 @@ def finish(
     config = run.config
     line = verdict(reward, handcrafted, in_8_bits(learned))
     names, tier = unwrapped(env).contexts.names, tier_of(config.env_kwargs["backbone"])
-    labels, real = [names[label] for label in learned.episode.context.tolist()], None
+    labels, real = [str(names[label]) for label in learned.episode.context.tolist()], None
     if tier.real_images is not None:
         images_of, context = tier.real_images()
-        real = (images_of, [names[label] for label in context.tolist()])
+        real = (images_of, [str(names[label]) for label in context.tolist()])
     rows = {"hand-crafted": handcrafted.episode.images, "learned": learned.episode.images}
     save_samples(run.out / "samples.png", rows, labels, real)
     if learned.episode.schedule:
