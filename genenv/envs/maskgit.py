@@ -239,7 +239,7 @@ def schedule(
 def make_sampler(
     backbone: str,
     num_steps: int | None,
-    device: str,
+    device: torch.device | str,
     dtype: torch.dtype,
     needs_features: bool,
     compile: bool,

@@ -271,7 +271,7 @@ def num_decisions(grid_size: int, num_steps: int | None, tokens_per_decision: in
 def make_sampler(
     backbone: str,
     num_steps: int | None,
-    device: str,
+    device: torch.device | str,
     dtype: torch.dtype,
     needs_features: bool,
     compile: bool,
