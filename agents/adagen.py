@@ -42,8 +42,9 @@ from genenv.rewards.adversarial import AdversarialReward, discriminator
 from genenv.rewards.classifier import make as make_classifier_reward
 from genenv.rewards.mixture import Mixture, as_mixture
 from genenv.rng import MAX_SEED, Purpose, training_seed
-from genenv.rollout import Episode, schedule_actions, static_actor, unwrapped
+from genenv.rollout import Episode, schedule_actions, static_actor
 from genenv.tiers import tier_of
+from genenv.vector_env import unwrapped
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from genenv.protocols import Actor, Observation
-from genenv.rollout import Episode, replay, run_episode, unwrapped
+from genenv.rollout import Episode, replay, run_episode
+from genenv.vector_env import unwrapped
 
 
 def play(env: VectorEnv, actor: Actor, seeds: Sequence[int]) -> Episode:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genenv.models.policy import PolicyBackbone
 from genenv.protocols import Observation
-from genenv.rollout import unwrapped
+from genenv.vector_env import unwrapped
 
 OBSERVE = ("features", "step", "context")
 """What the network sees."""

@@ -24,8 +24,8 @@ from genenv.evaluation import first_seed
 from genenv.metrics.judge import Judge
 from genenv.protocols import Context, ForgetfulReward, Reward
 from genenv.rng import BatchRng, Stream
-from genenv.rollout import unwrapped
 from genenv.states import choose
+from genenv.vector_env import unwrapped
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,9 @@ from genenv.evaluation import Evaluation
 from genenv.guard import verdict
 from genenv.metrics.names import SUMMARY
 from genenv.rewards.mixture import Mixture
-from genenv.rollout import schedule_actions, unwrapped
+from genenv.rollout import schedule_actions
 from genenv.tiers import tier_of
+from genenv.vector_env import unwrapped
 from genenv.viz.plots import save_curves, save_samples, save_schedule
 from genenv.viz.report import write_report
 

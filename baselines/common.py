@@ -27,8 +27,9 @@ from genenv.metrics.names import SUMMARY
 from genenv.progress import counting, progress
 from genenv.protocols import Actor
 from genenv.rng import Stream
-from genenv.rollout import run_episode, schedule_actions, schedule_actor, unwrapped
+from genenv.rollout import run_episode, schedule_actions, schedule_actor
 from genenv.schedules import ScheduleParam
+from genenv.vector_env import unwrapped
 
 JSON_OBJECT = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,

@@ -15,7 +15,7 @@ from torch import Tensor
 from baselines.common import Bench, Result, Task, main
 from genenv.protocols import Actor, Observation
 from genenv.rng import Purpose
-from genenv.rollout import unwrapped
+from genenv.vector_env import unwrapped
 
 
 def random_actor(env: VectorEnv) -> Actor:

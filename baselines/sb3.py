@@ -31,8 +31,7 @@ from baselines.common import Bench, Result, Task, at_least, main
 from genenv.integrations.sb3 import GenVecEnv
 from genenv.progress import Report, ignore, progress
 from genenv.protocols import Actor, Observation
-from genenv.rollout import unwrapped
-from genenv.vector_env import to_numpy
+from genenv.vector_env import to_numpy, unwrapped
 
 ALGORITHMS = {"ppo": "stable_baselines3:PPO", "trpo": "sb3_contrib:TRPO"}
 DEFAULT_ROLLOUT = 2048

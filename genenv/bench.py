@@ -21,7 +21,7 @@ from genenv.closed_loop import LOOPS, closed_loop
 from genenv.progress import Report, ignore
 from genenv.protocols import Context
 from genenv.rng import BatchRng
-from genenv.rollout import unwrapped
+from genenv.vector_env import unwrapped
 
 BATCH_SIZES = (1, 8, 64, 256)
 RATIO_ENVS = 64

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from genenv.actions import ScheduleActions
 from genenv.protocols import Actor
-from genenv.rollout import run_episode, schedule_actions, static_actor, unwrapped
+from genenv.rollout import run_episode, schedule_actions, static_actor
+from genenv.vector_env import unwrapped
 
 SEED = 21
 NUM_ENVS = 4

@@ -140,8 +140,8 @@ def _list(options: argparse.Namespace) -> int:
     from genenv.registration import defaults
     from genenv.releases import DOWNLOADS
     from genenv.rewards import available
-    from genenv.rollout import unwrapped
     from genenv.tiers import backbones_with, licences, tiers
+    from genenv.vector_env import unwrapped
 
     for env_id in options.env_ids or genenv.env_ids():
         kwargs = defaults(env_id)
@@ -194,7 +194,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from genenv.checkpoints import write_text
     from genenv.evaluation import Evaluator, first_seed, pool
     from genenv.progress import counting, progress
-    from genenv.rollout import unwrapped
+    from genenv.vector_env import unwrapped
 
     for name in ("repetitions", "batch_size"):
         if getattr(options, name) < 1:
@@ -286,7 +286,7 @@ def _clip_judge(evaluator: Evaluator) -> Callable[[Evaluation], float]:
     from genenv.metrics.clip_score import clip_score
     from genenv.prompts import prompts
     from genenv.rewards.clip import make_clip
-    from genenv.rollout import unwrapped
+    from genenv.vector_env import unwrapped
 
     encoder = make_clip(evaluator.backbone, str(unwrapped(evaluator.env).device)).encoder
     texts = prompts(evaluator.backbone)
@@ -373,7 +373,7 @@ def _bench(options: argparse.Namespace) -> int:
 def _play(options: argparse.Namespace) -> int:
     import torch
 
-    from genenv.rollout import unwrapped
+    from genenv.vector_env import unwrapped
     from genenv.viz.plots import save_film_strip
 
     env_id, env_kwargs, actor_for = _policy(options)

@@ -19,7 +19,8 @@ from genenv.metrics.judge import Judge, Measurement, check_number
 from genenv.protocols import Actor
 from genenv.registration import defaults
 from genenv.rng import MAX_SEED, BatchRng, Stream
-from genenv.rollout import Episode, generate, unwrapped
+from genenv.rollout import Episode, generate
+from genenv.vector_env import unwrapped
 
 LABEL_PLAN = "cycle"
 """Seed modulo the number of classes: consecutive seeds are balanced."""

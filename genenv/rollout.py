@@ -14,7 +14,7 @@ from genenv.actions import ScheduleActions
 from genenv.protocols import Actor, Decision, Observation
 from genenv.rng import Stream
 from genenv.schedules import handcrafted
-from genenv.vector_env import GenVectorEnv
+from genenv.vector_env import unwrapped
 
 COMPONENT, SCHEDULE = "reward/", "schedule/"
 """How the names of a reward's components, and of schedule parameters, begin in `info`."""
@@ -230,10 +230,3 @@ def generate(
         for start in range(0, num_images, env.num_envs)
     ]
     return Episode.concatenate(episodes).first(num_images)
-
-
-def unwrapped(env: VectorEnv) -> GenVectorEnv:
-    """Returns the GenVectorEnv inside wrappers."""
-    inner = env.unwrapped
-    assert isinstance(inner, GenVectorEnv), f"expected a GenVectorEnv inside, got {type(inner).__name__}"
-    return inner

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from genenv.vector_env import RENDER_FPS, RENDER_MODES, GenVectorEnv, to_numpy
+from genenv.vector_env import RENDER_FPS, RENDER_MODES, to_numpy, unwrapped
 
 
 class GenEnv(gym.Env):
@@ -22,8 +22,7 @@ class GenEnv(gym.Env):
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS}  # noqa: RUF012
 
     def __init__(self, vector_env: VectorEnv):
-        inner = vector_env.unwrapped
-        assert isinstance(inner, GenVectorEnv)
+        inner = unwrapped(vector_env)
         if inner.num_envs != 1:
             raise ValueError(f"GenEnv is the view of one environment, got num_envs={inner.num_envs}")
         if inner.autoreset_mode is not AutoresetMode.DISABLED:

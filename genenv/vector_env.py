@@ -338,6 +338,18 @@ class GenVectorEnv(VectorEnv):
         return to_numpy(value)
 
 
+def unwrapped(env: VectorEnv) -> GenVectorEnv:
+    """Returns the GenVectorEnv inside wrappers.
+
+    Raises:
+        ValueError: if there is another environment.
+    """
+    inner = env.unwrapped
+    if not isinstance(inner, GenVectorEnv):
+        raise ValueError(f"env must hold a GenVectorEnv, got {env!r}; make it with gym.make_vec")
+    return inner
+
+
 def to_numpy(value: Any) -> Any:
     """Returns a tensor, or nested dictionaries of tensors, as NumPy arrays of its own."""
     if isinstance(value, dict):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from genenv import bench
-from genenv.rollout import run_episode, static_actor, unwrapped
+from genenv.rollout import run_episode, static_actor
 from genenv.tiers.digits import DIGITS
+from genenv.vector_env import unwrapped
 
 MASKGIT = "AdaGen/MaskGIT-v0"
 

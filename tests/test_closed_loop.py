@@ -7,8 +7,9 @@ from genenv.closed_loop import closed_loop, hand_crafted_params
 from genenv.envs.ode import ODESampler
 from genenv.envs.var import VARSampler
 from genenv.rng import BatchRng
-from genenv.rollout import run_episode, static_actor, unwrapped
+from genenv.rollout import run_episode, static_actor
 from genenv.tiers.digits import DIGITS
+from genenv.vector_env import unwrapped
 
 N = 3
 SETTINGS = [

@@ -18,10 +18,9 @@ from genenv.rollout import (
     schedule_actions,
     schedule_actor,
     static_actor,
-    unwrapped,
 )
 from genenv.schedules import handcrafted
-from genenv.vector_env import GenVectorEnv
+from genenv.vector_env import GenVectorEnv, unwrapped
 from genenv.wrappers.vector import EMAActionSmoothing, RunningCost
 
 

@@ -10,8 +10,8 @@ from gymnasium.envs.registration import EnvSpec
 import genenv  # noqa: F401
 from genenv.check import check
 from genenv.envs import diffusion, flow, maskgit, raster_ar, var
-from genenv.rollout import unwrapped
 from genenv.schedules import POSITIVE, setting
+from genenv.vector_env import unwrapped
 
 SETTINGS = {
     "AdaGen/MaskGIT-v0": {"guidance_weight": 2.5, "mask_temperature": 4.5, "token_temperature": 0.7},

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from genenv.protocols import Observation
-from genenv.vector_env import GenVectorEnv
+from genenv.vector_env import unwrapped
 from genenv.wrappers.vector import FlattenObservation
 
 try:
@@ -52,11 +52,7 @@ class GenVecEnv(VecEnv):
     """
 
     def __init__(self, vector_env: VectorEnv, flatten: bool = False):
-        inner = vector_env.unwrapped
-        if not isinstance(inner, GenVectorEnv):
-            raise ValueError(
-                f"vector_env must hold a GenVectorEnv, got {vector_env!r}; make it with gym.make_vec"
-            )
+        inner = unwrapped(vector_env)
         if inner.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise ValueError(f"autoreset_mode must be 'SameStep' for SB3, got {inner.autoreset_mode.value!r}")
         if inner.output != "torch":

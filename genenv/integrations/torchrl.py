@@ -7,7 +7,7 @@ from typing import Any
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from genenv.vector_env import GenVectorEnv
+from genenv.vector_env import unwrapped
 
 try:
     from torchrl.envs import GymWrapper  # pyright: ignore[reportMissingImports]
@@ -34,11 +34,7 @@ class GenTorchRLEnv(GymWrapper):
     """
 
     def __init__(self, vector_env: VectorEnv, categorical_action_encoding: bool = False, **kwargs: Any):
-        inner = vector_env.unwrapped
-        if not isinstance(inner, GenVectorEnv):
-            raise ValueError(
-                f"vector_env must hold a GenVectorEnv, got {vector_env!r}; make it with gym.make_vec"
-            )
+        inner = unwrapped(vector_env)
         if inner.autoreset_mode is not AutoresetMode.DISABLED:
             raise ValueError(
                 f"autoreset_mode must be 'Disabled' for TorchRL, which resets by itself, got "

@@ -28,7 +28,8 @@ from genenv.checkpoints import CheckpointError
 from genenv.evaluation import Evaluator, first_seed
 from genenv.rewards.mixture import Mixture
 from genenv.rng import Stream
-from genenv.rollout import generate, run_episode, static_actor, unwrapped
+from genenv.rollout import generate, run_episode, static_actor
+from genenv.vector_env import unwrapped
 
 ROOT = Path(__file__).parents[2]
 TINY = Config(

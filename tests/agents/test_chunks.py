@@ -8,7 +8,8 @@ import genenv  # noqa: F401
 from agents import chunks
 from genenv.protocols import Decision
 from genenv.rng import Purpose
-from genenv.rollout import schedule_actions, unwrapped
+from genenv.rollout import schedule_actions
+from genenv.vector_env import unwrapped
 
 SEEDS = [7, 2**40, 3, 11, 12, 5, 9, 1, 100, 2**62 + 1]
 IDS = ("AdaGen/MaskGIT-v0", "AdaGen/VAR-v0", "AdaGen/SiT-v0")

@@ -12,7 +12,8 @@ from agents.refine import Arguments, refine
 from agents.refine import main as refine_run
 from agents.runs import save_checkpoint
 from genenv.rng import BatchRng
-from genenv.rollout import run_episode, unwrapped
+from genenv.rollout import run_episode
+from genenv.vector_env import unwrapped
 
 STOCHASTIC = ("AdaGen/MaskGIT-v0", "AdaGen/VAR-v0", "AdaGen/LlamaGen-v0")
 CONFIG = Config(num_envs=4, num_minibatches=1, hidden_dim=16)

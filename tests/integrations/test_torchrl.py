@@ -86,7 +86,7 @@ def test_torchrl_makes_an_id_by_its_name():
         (lambda: make(output="numpy"), "output must be 'torch' for TorchRL's adapter, got 'numpy'"),
         (
             lambda: gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync"),
-            "vector_env must hold a GenVectorEnv",
+            "env must hold a GenVectorEnv",
         ),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
-from genenv.vector_env import GenVectorEnv
+from genenv.vector_env import unwrapped
 
 
 class GenVectorWrapper(VectorWrapper):
@@ -21,10 +21,7 @@ class GenVectorWrapper(VectorWrapper):
 
     def __init__(self, env: VectorEnv):
         super().__init__(env)
-        inner = env.unwrapped
-        if not isinstance(inner, GenVectorEnv):
-            raise ValueError(f"env must hold a GenVectorEnv, got {env!r}; make it with gym.make_vec")
-        self._inner = inner
+        self._inner = unwrapped(env)
 
     @property
     def autoreset_mode(self) -> AutoresetMode:

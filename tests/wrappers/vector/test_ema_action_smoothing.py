@@ -4,7 +4,7 @@ import torch
 from gymnasium.vector import VectorWrapper
 from oracles import smooth
 
-from genenv.rollout import unwrapped
+from genenv.vector_env import unwrapped
 from genenv.wrappers.vector import EMAActionSmoothing
 
 HORIZON, NUM_ENVS, NUM_PARAMS = 4, 3, 4
