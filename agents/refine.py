@@ -27,6 +27,8 @@ from genenv.rng import BatchRng, Stream
 from genenv.states import choose
 from genenv.vector_env import unwrapped
 
+METRICS = ("fid", "precision", "recall", "accuracy")
+
 
 @dataclasses.dataclass(frozen=True)
 class Refined:
@@ -160,7 +162,7 @@ def main(arguments: Arguments) -> None:
     judge = Judge(config.backbone)
     first = first_seed(config.seed, arguments.num_images)
     table = Table(title=escape(f"refinement of {arguments.run}, {arguments.num_images:,} held-out images"))
-    for column in ("sampling", "fid", "precision", "recall", "accuracy", "network evaluations an image"):
+    for column in ("sampling", *METRICS, "network evaluations an image"):
         table.add_column(column, justify="left" if column == "sampling" else "right")
     repeats = arguments.repeats
     candidates = arguments.candidates if unwrapped(env).sampler.stochastic else 1
@@ -169,7 +171,7 @@ def main(arguments: Arguments) -> None:
         parts = [refine(env, networks, r, k, first + start, Stream.HELD_OUT) for start in starts]
         images, context = torch.cat([p.images for p in parts]), torch.cat([p.context for p in parts])
         metrics = judge.measure(images[: arguments.num_images], context[: arguments.num_images])
-        values = [cell(metrics, name) for name in ("fid", "precision", "recall", "accuracy")]
+        values = [cell(metrics, name) for name in METRICS]
         table.add_row(f"{r} x, {k} candidates", *values, f"{parts[0].nfe:.0f}")
     CONSOLE.print(table)
 
