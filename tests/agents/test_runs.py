@@ -221,26 +221,28 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_second_writer_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path, resume):
-    out = finished(tmp_path / "run") if resume else tmp_path / "run"
+def test_a_second_writer_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
+    new, old = tmp_path / "new", finished(tmp_path / "old")
     code = (
         "import sys, time; from pathlib import Path; from agents.runs import locked\n"
-        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "with locked(Path(sys.argv[1])), locked(Path(sys.argv[2])): print('held', flush=True); time.sleep(60)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(out)], cwd=ROOT, stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", code, str(new), str(old)]
+    holder = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
-    with (
-        pytest.raises(ValueError, match="is in use by another process"),
-        open_run(Config(), out, Counter(), resume),
-    ):
-        pass
+    for out in (new, old):
+        with (
+            pytest.raises(ValueError, match="is in use by another process"),
+            open_run(Config(), out, Counter(), resume=out == old),
+        ):
+            pass
     holder.kill()
     holder.wait()
     holder.stdout.close()
-    with open_run(Config(), out, Counter(), resume):
-        pass
+    for out in (new, old):
+        with open_run(Config(), out, Counter(), resume=out == old):
+            pass
 
 
 @pytest.mark.parametrize(
