@@ -130,7 +130,7 @@ plans = st.one_of(
 
 
 @pytest.mark.parametrize("env_id", genenv.env_ids())
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     seeds=st.lists(st.integers(0, 50) | st.integers(0, 2**63 - 1), min_size=3, max_size=5, unique=True),
     plan=plans,
