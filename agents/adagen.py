@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -16,9 +15,16 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from agents import chunks, processes, results, runs
+from agents import chunks, policy, processes, results, runs
 from agents.command_line import main
-from agents.config import (
+from agents.console import say
+from agents.loop import check_finite, learn
+from agents.losses import gaussian_log_prob, ppo_policy_loss
+from agents.policy import OBSERVE, Networks, PolicyActor, make_network, make_reward
+from genenv.distributed import sum_over_ranks
+from genenv.evaluation import Evaluator, first_seed
+from genenv.protocols import Decision, Observation
+from genenv.ranges import (
     ABOVE_ZERO,
     AT_LEAST_1,
     AT_LEAST_2,
@@ -29,18 +35,9 @@ from agents.config import (
     check,
     value_at,
 )
-from agents.console import say
-from agents.loop import check_finite, learn
-from agents.losses import gaussian_log_prob, ppo_policy_loss
-from agents.policy import OBSERVE, PolicyActor, frozen_network, make_network
-from genenv.distributed import sum_over_ranks
-from genenv.evaluation import Evaluator, first_seed
-from genenv.models.policy import PolicyBackbone
-from genenv.protocols import Decision, Observation
-from genenv.rewards import make_reward
-from genenv.rewards.adversarial import AdversarialReward, discriminator
+from genenv.rewards.adversarial import AdversarialReward
 from genenv.rewards.classifier import make as make_classifier_reward
-from genenv.rewards.mixture import Mixture, as_mixture
+from genenv.rewards.mixture import as_mixture
 from genenv.rng import MAX_SEED, Purpose, training_seed
 from genenv.rollout import Episode, schedule_actions, static_actor
 from genenv.tiers import tier_of
@@ -94,7 +91,7 @@ class Config:
     num_epochs: Annotated[int, AT_LEAST_1] = 5
     """Passes over an iteration's images (K)."""
     num_minibatches: Annotated[int, AT_LEAST_1] = 4
-    """Gradient steps for each pass, each on whole images."""
+    """Gradient steps for each pass, each on its part of all images' decisions, mixed."""
     clip: Annotated[float, ABOVE_ZERO] = 0.2
     """Trust region of the probability ratio (epsilon)."""
     value_weight: Annotated[float, NOT_NEGATIVE] = 0.5
@@ -192,13 +189,15 @@ class Trainer:
             torch.manual_seed(config.seed % MAX_SEED)
             self.policy = make_network(self.env, config.hidden_dim, self.num_params)
             self.critic = make_network(self.env, config.hidden_dim, 1)
-            self.reward = _make_reward(config, self.env, self.generator)
+            self.reward = make_reward(config, self.env, self.generator)
         if self.reward.normalise and processes.num_ranks() > 1:
             raise ValueError("a normalised reward compares all images: train it in one process")
         self.adversary = self.reward.rewards.get("adversarial")
-        self.diversity: PolicyBackbone | None = None
+        self.diversity = None
         if config.diversity_run is not None:
-            self.diversity = _diversity_policy(config)
+            first = load_networks(config.diversity_run, config.device)
+            first.check_same_task(config)
+            self.diversity = first.policy
             self.fidelity_reward = make_classifier_reward(config.backbone, str(self.device))
         self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
         self.optimiser = torch.optim.Adam(self.parameters, lr=value_at(config.learning_rate, 0))
@@ -337,10 +336,12 @@ class Trainer:
         """Returns what training will take, in one line."""
         config, part = self.config, len(processes.own(self.config.num_envs))
         replays = 0 if part <= self.env.num_envs else config.num_epochs * config.num_minibatches
-        generated = config.num_envs * (1 + replays)
-        if config.fresh_fakes and self.adversary is not None:
-            generated += config.discriminator_steps * config.discriminator_batch
-        return chunks.needs(self.env, part, config.num_iterations * generated)
+        generated, first = config.num_envs * (1 + replays), 0
+        if self.adversary is not None:
+            first = config.num_envs if config.discriminator_warmup else 0
+            if config.fresh_fakes:
+                generated += config.discriminator_steps * config.discriminator_batch
+        return chunks.needs(self.env, part, config.num_iterations * generated + first)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that an exact continuation needs; the images' streams follow from `images`."""
@@ -372,34 +373,6 @@ class Trainer:
         if self.discriminator_optimiser is not None:
             self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
         self.generator.set_state(state["generator"])
-
-
-def _make_reward(config: Config, env: gym.vector.VectorEnv, generator: torch.Generator) -> Mixture:
-    """Returns what the policy maximises; its "adversarial" is a new discriminator."""
-
-    def adversarial() -> AdversarialReward:
-        tier_of(config.backbone).need("real_images")  # that the discriminator learns from
-        network = discriminator(config.backbone, unwrapped(env).sampler.num_contexts, generator)
-        return AdversarialReward(network.to(unwrapped(env).device))
-
-    spec, device = runs.reward_spec(config.reward), str(unwrapped(env).device)
-    reward = make_reward(spec, config.backbone, device, own={"adversarial": adversarial})
-    if reward is None:
-        raise ValueError(f"reward must name a reward to learn from, got {config.reward!r}")
-    return reward
-
-
-def _diversity_policy(config: Config) -> PolicyBackbone:
-    """Returns the frozen first policy of a fidelity run, which must have been trained on the same task."""
-    networks = load_networks(config.diversity_run or "", config.device)
-    first = networks.config
-    for name in ("env_id", "backbone", "num_steps", "smoothing", "hidden_dim"):
-        if getattr(first, name) != getattr(config, name):
-            raise ValueError(
-                f"{name} must be that of {config.diversity_run}, {getattr(first, name)!r}, "
-                f"got {getattr(config, name)!r}"
-            )
-    return networks.policy
 
 
 def train(config: Config, out: Path, resume: bool = False) -> results.RunResult | None:
@@ -448,43 +421,9 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Networks:
-    """The frozen networks of a run: policy, critic, the policy it refines, and its reward, made when asked for."""
-
-    config: Config
-    policy: PolicyBackbone
-    critic: PolicyBackbone
-    diversity: PolicyBackbone | None
-    _make_reward: Callable[[], Mixture]
-
-    @functools.cached_property
-    def reward(self) -> Mixture:
-        """What the run maximised, with what it had learned and remembered."""
-        return self._make_reward()
-
-
-def load_networks(run_dir: Path | str, device: str = "cpu", trust_modules: bool = False) -> Networks:
-    """Returns the networks of a run directory in eval mode.
-
-    Args:
-        run_dir: the run directory.
-        device: where they run.
-        trust_modules: see `agents.runs.read_config`.
-    """
-    config = runs.read_config(Config, run_dir, trust_modules)
-    config = dataclasses.replace(config, device=device)
-    state = runs.load_checkpoint(Path(run_dir) / "checkpoint.pt")
-    env = gym.make_vec(config.env_id, num_envs=1, reward="none", **config.env_kwargs)
-
-    def reward() -> Mixture:
-        made = _make_reward(config, env, torch.Generator())
-        made.load_state_dict(state["reward"])
-        return made
-
-    network = functools.partial(frozen_network, env, config.hidden_dim)
-    diversity = None if state["diversity"] is None else network(state["diversity"])
-    return Networks(config, network(state["policy"]), network(state["critic"]), diversity, reward)
+def load_networks(run_dir: Path | str, device: str = "cpu", trust_modules: bool = False) -> Networks[Config]:
+    """Returns what a run has trained; see `agents.policy.load_networks`."""
+    return policy.load_networks(Config, run_dir, device, trust_modules)
 
 
 def load_policy(
@@ -499,19 +438,7 @@ def load_policy(
         device: where the policy and its environment run.
         trust_modules: see `agents.runs.read_config`.
     """
-    if not 0.0 <= fidelity <= 1.0:
-        raise ValueError(f"fidelity must be in [0, 1], got {fidelity}")
-    networks = load_networks(run_dir, device, trust_modules)
-    diversity = networks.diversity
-    if diversity is None:
-        if fidelity != 1.0:
-            raise ValueError(f"{run_dir} has one policy only; train a second with --diversity-run {run_dir}")
-        return PolicyActor(networks.config.env_id, networks.config.env_kwargs, networks.policy)
-
-    def blended(observation: Observation) -> Tensor:
-        return torch.lerp(diversity(observation), networks.policy(observation), fidelity)
-
-    return PolicyActor(networks.config.env_id, networks.config.env_kwargs, blended)
+    return load_networks(run_dir, device, trust_modules).actor(fidelity)
 
 
 if __name__ == "__main__":

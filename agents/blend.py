@@ -7,6 +7,7 @@ python -m agents.blend --run runs/faithful
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.adagen import Config, load_policy
-from agents.config import AT_LEAST_1, check
-from agents.console import CONSOLE, cell, plain_errors
+from agents.console import CONSOLE, cell
 from agents.runs import read_config
+from genenv.console import exit_status
 from genenv.evaluation import Evaluator, first_seed
+from genenv.ranges import AT_LEAST_1, check
 
 METRICS = ("fid", "precision", "recall", "density", "coverage", "accuracy")
 
@@ -54,5 +56,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        main(tyro.cli(Arguments, description=__doc__))
+    sys.exit(exit_status(lambda: main(tyro.cli(Arguments, description=__doc__))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -11,9 +12,9 @@ from typing import TypeVar
 import tyro
 
 from agents import processes
-from agents.console import plain_errors, say
 from agents.results import RunResult, print_result
 from agents.runs import RunConfig, read_config
+from genenv.console import exit_status
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -47,29 +48,37 @@ def main(
         arguments: in place of those of the process.
     """
     out = Path("runs") / config.agent
-    try:
-        with plain_errors():
-            where = tyro.cli(Where, args=arguments, return_unknown_args=True, add_help=False)[0]
-            default = _default(where, config, presets)
-            launch = dataclasses.make_dataclass(
-                "Launch",
-                [("config", tyro.conf.OmitArgPrefixes[config])],
-                bases=(Where,),
-                frozen=True,
-                kw_only=True,
-            )
-            text = f"{inspect.getdoc(inspect.getmodule(config))}\n\nPresets: {', '.join(presets)}."
-            chosen = tyro.cli(launch, default=launch(config=default), args=arguments, description=text).config
-            out = where.resume or where.out or out
-            if where.resume is not None:
-                _check_continuation(default, chosen)
-            processes.start()
-            result = train(chosen, out, where.resume is not None)
-    except KeyboardInterrupt:
-        say(f"stopped; continue with: python -m agents.{config.agent} --resume {out}")
-        raise SystemExit(130) from None
-    if result is not None:
-        print_result(result)
+
+    def work() -> None:
+        nonlocal out
+        where = tyro.cli(Where, args=arguments, return_unknown_args=True, add_help=False)[0]
+        default = _default(where, config, presets)
+        launch = dataclasses.make_dataclass(
+            "Launch",
+            [("config", tyro.conf.OmitArgPrefixes[config])],
+            bases=(Where,),
+            frozen=True,
+            kw_only=True,
+        )
+        text = f"{inspect.getdoc(inspect.getmodule(config))}\n\nPresets: {', '.join(presets)}."
+        chosen = tyro.cli(launch, default=launch(config=default), args=arguments, description=text).config
+        out = where.resume or where.out or out
+        if where.resume is not None:
+            _check_continuation(default, chosen)
+        processes.start()
+        result = train(chosen, out, where.resume is not None)
+        if result is not None:
+            print_result(result)
+
+    def left() -> str:
+        if not (out / "checkpoint.pt").is_file():
+            return "; nothing was saved"
+        return f"; continue with: {shlex.join(['python', '-m', program, '--resume', str(out)])}"
+
+    program = f"agents.{config.agent}"
+    status = exit_status(work, program, left)
+    if status:
+        raise SystemExit(status)
 
 
 def _default(where: Where, config: type[C], presets: Mapping[str, C]) -> C:

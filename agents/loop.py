@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 from agents import processes
-from agents.console import CONSOLE, cell, say
+from agents.console import cell, say
 from agents.runs import Restorable, Run
 from genenv.evaluation import Evaluation
+from genenv.progress import ignore, progress
 
 
 class Diverged(ValueError):
@@ -56,16 +51,7 @@ def learn(
         Diverged: if a number of a record, or of the learner's state, is not finite; the last checkpoint is kept.
     """
     learned, shown = None, ""
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=CONSOLE,
-        disable=not (CONSOLE.is_terminal and processes.is_first()),
-    ) as bar:
-        task = bar.add_task(run.config.agent, total=iterations, completed=learner.iteration)
+    with progress(run.config.agent) if processes.is_first() else contextlib.nullcontext(ignore) as report:
         while learner.iteration < iterations:
             record = _finite_step(learner, run)
             last = learner.iteration == iterations
@@ -73,13 +59,12 @@ def learn(
                 learned = evaluate()
                 record |= {f"held_out/{name}": value for name, value in learned.metrics.items()}
                 shown = held_out(learned.metrics)
-                if not CONSOLE.is_terminal:  # a log file gets lines instead of the bar
+                if not sys.stderr.isatty():  # the bar shows it elsewhere
                     say(f"iteration {learner.iteration} of {iterations}: {shown}")
             run.record(record)
             if last or learner.iteration % save_every == 0:
                 run.save(learner)
-            description = f"{run.config.agent}  reward {cell(record, 'reward')}  {shown}"
-            bar.update(task, completed=learner.iteration, description=description)
+            report(learner.iteration, iterations, f"reward {cell(record, 'reward')}  {shown}".rstrip())
     return evaluate() if learned is None and processes.is_first() else learned
 
 

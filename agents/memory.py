@@ -17,10 +17,11 @@ from torch import Tensor
 
 import genenv
 from agents.adagen import Config, Trainer
-from agents.config import AT_LEAST_1, AT_LEAST_2, check
-from agents.console import plain_errors, say
+from agents.console import say
 from genenv.conditions import Labels
+from genenv.console import exit_status
 from genenv.envs.maskgit import MaskGITSampler, schedule
+from genenv.ranges import AT_LEAST_1, AT_LEAST_2, check
 
 ENV_ID = "Stub/MaskGIT-L-v0"
 GRID, DIM, CODES = 16, 768, 16
@@ -103,5 +104,4 @@ def make_sampler(
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        main(tyro.cli(Arguments, description=__doc__))
+    sys.exit(exit_status(lambda: main(tyro.cli(Arguments, description=__doc__))))

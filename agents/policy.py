@@ -1,20 +1,48 @@
-"""The policy network that steers a frozen generator, and a trained one as an actor."""
+"""The policy network that steers a frozen generator, and what a run leaves behind of it."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import gymnasium as gym
 import torch
 from torch import Tensor
 
+from agents import runs
+from genenv import rewards
 from genenv.models.policy import PolicyBackbone
 from genenv.protocols import Observation
+from genenv.rewards.adversarial import AdversarialReward, discriminator
+from genenv.rewards.mixture import Mixture
+from genenv.tiers import tier_of
 from genenv.vector_env import unwrapped
 
 OBSERVE = ("features", "step", "context")
 """What the network sees."""
+
+
+class PolicyConfig(runs.RunConfig, Protocol):
+    """What the networks of a run follow from, beside what every run has.
+
+    Attributes:
+        backbone: weights of the generator.
+        hidden_dim: width of policy and critic.
+        device: where they run.
+    """
+
+    @property
+    def backbone(self) -> str: ...  # noqa: D102
+    @property
+    def hidden_dim(self) -> int: ...  # noqa: D102
+    @property
+    def device(self) -> str: ...  # noqa: D102
+
+
+C = TypeVar("C", bound=PolicyConfig)
 
 
 class PolicyActor:
@@ -55,8 +83,93 @@ def make_network(env: gym.vector.VectorEnv, hidden_dim: int, num_outputs: int) -
     ).to(inner.device)
 
 
-def frozen_network(env: gym.vector.VectorEnv, hidden_dim: int, state: dict[str, Tensor]) -> PolicyBackbone:
-    """Returns the network of a checkpoint in eval mode, without gradients."""
-    model = make_network(env, hidden_dim, len(state["linear3.bias"]))
-    model.load_state_dict(state)
-    return model.eval().requires_grad_(False)
+def make_reward(config: PolicyConfig, env: gym.vector.VectorEnv, generator: torch.Generator) -> Mixture:
+    """Returns what a run's policy maximises; its "adversarial" is a new discriminator.
+
+    Args:
+        config: of the run.
+        env: what it is trained on.
+        generator: draws the discriminator's crops, where it has some.
+    """
+
+    def adversarial() -> AdversarialReward:
+        tier_of(config.backbone).need("real_images")  # that the discriminator learns from
+        network = discriminator(config.backbone, unwrapped(env).sampler.num_contexts, generator)
+        return AdversarialReward(network.to(unwrapped(env).device))
+
+    spec, device = runs.reward_spec(config.reward), str(unwrapped(env).device)
+    reward = rewards.make_reward(spec, config.backbone, device, own={"adversarial": adversarial})
+    if reward is None:
+        raise ValueError(f"reward must name a reward to learn from, got {config.reward!r}")
+    return reward
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks(Generic[C]):
+    """The frozen networks of a run: policy, critic, the policy it refines, and its reward, made when asked for."""
+
+    config: C
+    policy: PolicyBackbone
+    critic: PolicyBackbone
+    diversity: PolicyBackbone | None
+    _make_reward: Callable[[], Mixture]
+
+    @functools.cached_property
+    def reward(self) -> Mixture:
+        """What the run maximised, with what it had learned and remembered."""
+        return self._make_reward()
+
+    def actor(self, fidelity: float = 1.0) -> PolicyActor:
+        """Returns the policy as an actor.
+
+        Args:
+            fidelity: weight in [0, 1] of this run's policy against the one that it refines; 1 where there is none.
+        """
+        if not 0.0 <= fidelity <= 1.0:
+            raise ValueError(f"fidelity must be in [0, 1], got {fidelity}")
+        config, act, diversity = self.config, self.policy, self.diversity
+        if diversity is None:
+            if fidelity != 1.0:
+                raise ValueError(f"the run has one policy only, got fidelity {fidelity}; see --diversity-run")
+            return PolicyActor(config.env_id, config.env_kwargs, act)
+
+        def blended(observation: Observation) -> Tensor:
+            return torch.lerp(diversity(observation), act(observation), fidelity)
+
+        return PolicyActor(config.env_id, config.env_kwargs, blended)
+
+    def check_same_task(self, config: C) -> None:
+        """Raises a ValueError if a run cannot refine this one's policy: it must be of the same task and shape."""
+        for name in ("env_id", "backbone", "num_steps", "smoothing", "hidden_dim"):
+            of_this, found = getattr(self.config, name), getattr(config, name)
+            if found != of_this:
+                raise ValueError(f"{name} must be that of the run to refine, {of_this!r}, got {found!r}")
+
+
+def load_networks(
+    kind: type[C], run_dir: Path | str, device: str = "cpu", trust_modules: bool = False
+) -> Networks[C]:
+    """Returns the networks of a run directory in eval mode, without gradients.
+
+    Args:
+        kind: class of the run's configuration.
+        run_dir: the run directory.
+        device: where they run.
+        trust_modules: see `agents.runs.read_config`.
+    """
+    config = dataclasses.replace(runs.read_config(kind, run_dir, trust_modules), device=device)  # type: ignore[type-var]
+    state = runs.load_checkpoint(Path(run_dir) / "checkpoint.pt")
+    env = gym.make_vec(config.env_id, num_envs=1, reward="none", **config.env_kwargs)
+
+    def network(weights: dict[str, Tensor]) -> PolicyBackbone:
+        model = make_network(env, config.hidden_dim, len(weights["linear3.bias"]))
+        model.load_state_dict(weights)
+        return model.eval().requires_grad_(False)
+
+    def reward() -> Mixture:
+        made = make_reward(config, env, torch.Generator())
+        made.load_state_dict(state["reward"])
+        return made
+
+    diversity = None if state["diversity"] is None else network(state["diversity"])
+    return Networks(config, network(state["policy"]), network(state["critic"]), diversity, reward)

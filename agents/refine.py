@@ -6,6 +6,7 @@ python -m agents.refine --run runs/demo --repeats 3 --candidates 2
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,11 +19,12 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.adagen import Networks, load_networks
-from agents.config import AT_LEAST_1, check
-from agents.console import CONSOLE, cell, plain_errors
+from agents.console import CONSOLE, cell
+from genenv.console import exit_status
 from genenv.evaluation import first_seed
 from genenv.metrics.judge import Judge
 from genenv.protocols import Context, ForgetfulReward, Reward
+from genenv.ranges import AT_LEAST_1, check
 from genenv.rng import BatchRng, Stream
 from genenv.states import choose
 from genenv.vector_env import unwrapped
@@ -181,5 +183,4 @@ def _judges_alone(reward: Reward) -> bool:
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        main(tyro.cli(Arguments, description=__doc__))
+    sys.exit(exit_status(lambda: main(tyro.cli(Arguments, description=__doc__))))

@@ -27,9 +27,6 @@ from genenv.vector_env import unwrapped
 from genenv.viz.plots import save_curves, save_samples, save_schedule
 from genenv.viz.report import write_report
 
-NOT_OF_THE_TASK = ("observe", "device")
-"""Keyword arguments of an environment that do not change what is asked of a policy."""
-
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
@@ -88,7 +85,7 @@ def finish(
         "name": config.name,
         "agent": config.agent,
         "env_id": config.env_id,
-        "env_kwargs": {k: v for k, v in config.env_kwargs.items() if k not in NOT_OF_THE_TASK},
+        "env_kwargs": config.env_kwargs,
         "decisions": unwrapped(env).sampler.horizon,
         "num_images": learned.num_images,
         "seed": config.seed,

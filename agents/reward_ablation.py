@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +20,13 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.adagen import Config, load_policy
-from agents.config import AT_LEAST_1, check
-from agents.console import CONSOLE, plain_errors
+from agents.console import CONSOLE
 from agents.runs import read_config, reward_spec
 from genenv.checkpoints import torch_device
+from genenv.console import exit_status
 from genenv.evaluation import Evaluation, Evaluator, first_seed
 from genenv.metrics.intervals import interval
+from genenv.ranges import AT_LEAST_1, check
 from genenv.rewards.clip import make_hpsv2
 from genenv.rollout import static_actor
 from genenv.viz.plots import save_samples
@@ -108,5 +110,4 @@ def _title(reward: str) -> str:
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        main(tyro.cli(Arguments, description=__doc__))
+    sys.exit(exit_status(lambda: main(tyro.cli(Arguments, description=__doc__))))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import sys
 import time
 from typing import Annotated
 
@@ -15,8 +16,9 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from agents.adagen import Config, Trainer
-from agents.config import AT_LEAST_1, check
-from agents.console import CONSOLE, plain_errors
+from agents.console import CONSOLE
+from genenv.console import exit_status
+from genenv.ranges import AT_LEAST_1, check
 from genenv.rollout import run_episode, static_actor
 
 
@@ -85,5 +87,4 @@ def _seconds(arguments: Arguments, reward: str, num_images: int) -> tuple[float,
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        main(tyro.cli(Arguments, description=__doc__))
+    sys.exit(exit_status(lambda: main(tyro.cli(Arguments, description=__doc__))))

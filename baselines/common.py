@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +19,14 @@ from rich.table import Table
 from torch import Tensor
 
 from genenv.checkpoints import write_text
-from genenv.cli import USER_ERRORS, json_object, known_id
+from genenv.cli import json_object, known_id
+from genenv.console import exit_status
 from genenv.evaluation import Evaluator, first_seed
 from genenv.metrics.intervals import interval
 from genenv.metrics.names import SUMMARY
 from genenv.progress import counting, progress
 from genenv.protocols import Actor
+from genenv.ranges import AT_LEAST_1, check
 from genenv.rng import Stream
 from genenv.rollout import run_episode, schedule_actions, schedule_actor
 from genenv.schedules import ScheduleParam
@@ -51,7 +52,7 @@ class Task:
     """Keyword arguments of the environment, such as '{"num_steps": 8}'."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Repetitions: seed S decides what is random, and has the held-out images of an agent's run with --seed S."""
-    num_images: int = 2000
+    num_images: Annotated[int, AT_LEAST_1] = 2000
     """Held-out images of a repetition."""
     name: str | None = None
     """Told beside the method in every table, so that two configurations of it can be told apart."""
@@ -64,23 +65,7 @@ class Task:
             raise ValueError(
                 f"seeds must be different whole numbers from 0 on, such as 0 1 2, got {self.seeds}"
             )
-        at_least(self, num_images=1)
-
-
-def at_least(config: object, **bounds: float) -> None:
-    """Raises a ValueError for the first named field of a config that is below its bound, infinite or not a number."""
-    for name, bound in bounds.items():
-        value = getattr(config, name)
-        if not (math.isfinite(value) and value >= bound):
-            raise ValueError(f"{name} must be at least {bound}, got {value}")
-
-
-def above_zero(config: object, *names: str) -> None:
-    """Raises a ValueError for the first named field of a config that is 0 or less, infinite or not a number."""
-    for name in names:
-        value = getattr(config, name)
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be above 0, got {value}")
+        check(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,28 +217,7 @@ def main(task_type: type[TaskT], run: Callable[[TaskT], Iterable[Result]], descr
         console.width = max(console.width, 130)  # a cell that is wrapped cannot be read
         console.print(table_of(results))
 
-    return exit_status(work, lambda: "".join(saved))
-
-
-def exit_status(work: Callable[[], object], left: Callable[[], str] = lambda: "") -> int:
-    """Does some work and returns the exit status of the command.
-
-    It is 0, 2 for a user's mistake and 130 where the user stopped it, both told in one line.
-
-    Args:
-        work: what the command does.
-        left: says what an interrupted command leaves behind.
-    """
-    command = Path(sys.argv[0]).stem
-    try:
-        work()
-    except USER_ERRORS as error:
-        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{command}: interrupted{left()}", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(work, left=lambda: "".join(saved))
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -27,10 +27,11 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
-from baselines.common import Bench, Result, Task, at_least, main
+from baselines.common import Bench, Result, Task, main
 from genenv.integrations.sb3 import GenVecEnv
 from genenv.progress import Report, ignore, progress
 from genenv.protocols import Actor, Observation
+from genenv.ranges import AT_LEAST_1, NOT_NEGATIVE
 from genenv.vector_env import to_numpy, unwrapped
 
 ALGORITHMS = {"ppo": "stable_baselines3:PPO", "trpo": "sb3_contrib:TRPO"}
@@ -44,16 +45,12 @@ class Config(Task):
 
     algo: Literal["ppo", "trpo"] = "ppo"
     """Algorithm; TRPO is sb3-contrib's."""
-    minutes: float = 3.0
+    minutes: Annotated[float, NOT_NEGATIVE] = 3.0
     """Training time of a repetition, without the evaluations."""
-    num_envs: int = 256
+    num_envs: Annotated[int, AT_LEAST_1] = 256
     """Images generated at once: what a reward that compares images sees together."""
     one_hot_tokens: bool = False
     """Encode token ids as one-hot vectors instead of SB3's plain numbers."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        at_least(self, minutes=0, num_envs=1)
 
 
 class OneHotExtractor(BaseFeaturesExtractor):

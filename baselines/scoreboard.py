@@ -16,8 +16,9 @@ from typing import Any
 import gymnasium as gym
 import tyro
 
-from baselines.common import Result, exit_status, parse_results
+from baselines.common import Result, parse_results
 from genenv.checkpoints import write_text
+from genenv.console import exit_status
 from genenv.metrics.intervals import interval
 from genenv.metrics.names import SUMMARY
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,6 @@ from baselines.common import (
     Result,
     StaticSchedules,
     Task,
-    above_zero,
-    at_least,
     main,
     static_kwargs,
 )
@@ -30,6 +28,7 @@ from genenv.actions import ScheduleActions
 from genenv.evaluation import first_seed
 from genenv.metrics.frechet import frechet_distance, moments
 from genenv.progress import Report, progress
+from genenv.ranges import ABOVE_ZERO, AT_LEAST_1, AT_LEAST_2
 from genenv.rewards.features import reward_features
 from genenv.rng import Stream, training_seed
 from genenv.rollout import schedule_actor
@@ -44,24 +43,22 @@ class Config(Task):
 
     budget: int = 200_000
     """Images of a repetition, the final choice included."""
-    images_per_candidate: int = 192
+    images_per_candidate: Annotated[int, AT_LEAST_2] = 192
     """Images that judge a schedule during the search."""
-    popsize: int = 12
+    popsize: Annotated[int, AT_LEAST_2] = 12
     """Schedules of a generation."""
-    sigma: float = 0.5
+    sigma: Annotated[float, ABOVE_ZERO] = 0.5
     """First standard deviation of the search, in unit actions."""
     objective: Literal["reward_features", "judge"] = "reward_features"
     """Whose features give the FID: a network that no held-out metric uses, or the held-out judge itself (the
     strongest search, over-informed)."""
-    tuning_images: int = 1000
+    tuning_images: Annotated[int, AT_LEAST_2] = 1000
     """Images for each finalist of the final choice."""
-    batch_size: int = 512
+    batch_size: Annotated[int, AT_LEAST_1] = 512
     """Images at once."""
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, images_per_candidate=2, popsize=2, tuning_images=2, batch_size=1)
-        above_zero(self, "sigma")
         if self.generations < 1:
             least = 2 * self.tuning_images + self.popsize * self.images_per_candidate
             raise ValueError(f"budget must be at least {least} images for one generation, got {self.budget}")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -20,13 +20,12 @@ from baselines.common import (
     Result,
     StaticSchedules,
     Task,
-    above_zero,
-    at_least,
     main,
     static_kwargs,
 )
 from genenv.evaluation import first_seed
 from genenv.progress import Report, progress
+from genenv.ranges import ABOVE_ZERO, AT_LEAST_2, NOT_NEGATIVE
 from genenv.rng import Stream
 from genenv.rollout import schedule_actor
 from genenv.schedules import ScheduleParam, handcrafted
@@ -42,17 +41,15 @@ class Config(Task):
 
     only: Literal["hand-crafted", "tuned"] | None = None
     """The hand-crafted schedule alone, or the tuned one alone; both where the environment has guidance."""
-    step: float = 0.25
+    step: Annotated[float, ABOVE_ZERO] = 0.25
     """Distance of neighbouring grid values."""
-    largest: float = 3.0
+    largest: Annotated[float, NOT_NEGATIVE] = 3.0
     """Last grid value."""
-    tuning_images: int = 1000
+    tuning_images: Annotated[int, AT_LEAST_2] = 1000
     """Images for each schedule of the grid, on seeds that are not held out."""
 
     def __post_init__(self):
         super().__post_init__()
-        above_zero(self, "step")
-        at_least(self, largest=0, tuning_images=2)
         if self.largest / self.step >= MAX_GRID:
             raise ValueError(
                 f"step must give a grid of at most {MAX_GRID} values up to {self.largest}, got {self.step}"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 
 import genenv
+from genenv.console import exit_status
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from genenv.protocols import Actor
 
 DEFAULT_ID = "AdaGen/MaskGIT-v0"
-USER_ERRORS = (ValueError, OSError, ImportError, gym.error.Error)
-"""What a user's mistake raises: every command tells it in one line, and anything else with its traceback."""
 
 
 class CommandError(ValueError):
@@ -36,14 +35,7 @@ class CommandError(ValueError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand and returns its exit status: 0, 1 where a check failed, 2 for a user's mistake."""
     options = _parser().parse_args(arguments)
-    try:
-        return options.run(options)
-    except USER_ERRORS as error:
-        print(f"genenv {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"genenv {options.command}: interrupted", file=sys.stderr)
-        return 130
+    return exit_status(lambda: options.run(options), f"genenv {options.command}")
 
 
 def _parser() -> argparse.ArgumentParser:

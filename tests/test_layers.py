@@ -20,6 +20,8 @@ LEVELS = [
         "registration",
         "distributed",
         "progress",
+        "ranges",
+        "console",
     },
     {"protocols", "checkpoints", "states"},
     {"tiers"},

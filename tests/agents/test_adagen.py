@@ -21,11 +21,12 @@ from agents.adagen import PRESETS, Config, Trainer, load_networks, load_policy, 
 from agents.adagen import main as command_line
 from agents.blend import Arguments as Blend
 from agents.blend import main as blend
-from agents.config import Range, Steps, command, value_at
+from agents.config import command
 from agents.loop import Diverged
 from agents.runs import load_checkpoint, read_config, save_checkpoint
 from genenv.checkpoints import CheckpointError
 from genenv.evaluation import Evaluator, first_seed
+from genenv.ranges import Range, Steps, value_at
 from genenv.rewards.mixture import Mixture
 from genenv.rng import Stream
 from genenv.rollout import generate, run_episode, static_actor
@@ -265,7 +266,7 @@ def test_the_summary_says_what_was_run_and_judged(finished):
     assert summary["agent"] == "adagen"
     assert summary["decisions"] == 2
     assert summary["env_id"] == "AdaGen/MaskGIT-v0"
-    assert summary["env_kwargs"] == {"backbone": "digits", "num_steps": 2, "smoothing": 0.0}
+    assert summary["env_kwargs"] == TINY.env_kwargs
     assert summary["num_images"] == 100
     assert summary["command"] == command("adagen", TINY, finished.out)
     assert summary["rows"][-1]["images"] == 16 * 5  # the discriminator's first batch counts

@@ -90,14 +90,21 @@ def test_a_number_outside_its_range_is_named(capsys, value):
     assert "num_iterations must be finite and at least 1" in shown or "--num-iterations" in shown
 
 
-def test_an_interrupted_run_says_how_it_goes_on(capsys):
+@pytest.mark.parametrize("saved", [False, True])
+def test_an_interrupted_run_says_whether_it_can_go_on(saved, tmp_path, capsys):
+    out = tmp_path / "a[/b] c"
+
     def interrupted(*_):
+        if saved:
+            out.mkdir(parents=True)
+            (out / "checkpoint.pt").touch()
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as stop:
-        main(Config, PRESETS, interrupted, ["--out", "a[/b]"])
+        main(Config, PRESETS, interrupted, ["--out", str(out)])
     assert stop.value.code == 130
-    assert capsys.readouterr().out == "stopped; continue with: python -m agents.one --resume a[/b]\n"
+    left = f"continue with: python -m agents.one --resume '{out}'" if saved else "nothing was saved"
+    assert capsys.readouterr().err == f"agents.one: interrupted; {left}\n"
 
 
 def test_help_shows_every_flag(capsys):

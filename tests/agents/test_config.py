@@ -10,19 +10,8 @@ from typing import Annotated, ClassVar
 import pytest
 import tyro
 
-from agents.config import (
-    ABOVE_ZERO,
-    AT_LEAST_1,
-    FRACTION,
-    NOT_NEGATIVE,
-    Range,
-    Steps,
-    as_json,
-    check,
-    command,
-    from_json,
-    value_at,
-)
+from agents.config import as_json, command, from_json
+from genenv.ranges import ABOVE_ZERO, AT_LEAST_1, FRACTION, NOT_NEGATIVE, Range, Steps, check, value_at
 
 
 @dataclasses.dataclass(frozen=True)

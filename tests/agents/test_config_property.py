@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from agents.adagen import PRESETS, Config
 from agents.command_line import main
-from agents.config import Range, Steps, as_json, command, from_json
+from agents.config import as_json, command, from_json
+from genenv.ranges import Range, Steps
 
 HINTS = typing.get_type_hints(Config, include_extras=True)
 NAMES = [field.name for field in dataclasses.fields(Config)]

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from agents import runs
-from agents.config import AT_LEAST_1, check
 from agents.runs import MetricsLog, load_checkpoint, open_run, read_config, save_checkpoint
 from genenv.checkpoints import CheckpointError
+from genenv.ranges import AT_LEAST_1, check
 
 ROOT = Path(__file__).parents[2]
 STATE = {

@@ -1,0 +1,65 @@
+"""Which numbers a command's configuration takes.
+
+A configuration is a frozen dataclass. Every number says its range, as in `clip: Annotated[float, ABOVE_ZERO] = 0.2`,
+and `check` in `__post_init__` holds it to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import typing
+from typing import Any, TypeAlias
+
+Steps: TypeAlias = tuple[tuple[int, float], ...]
+"""A value that changes while a run goes on: (first iteration, value) in order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to below `high`; `low` itself belongs to them unless it is `excluded`."""
+
+    low: float
+    high: float = math.inf
+    excluded: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.excluded else value >= self.low
+        return above and value < self.high  # infinity and NaN are in no range
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"in {'(' if self.excluded else '['}{self.low:g}, {self.high:g})"
+        return f"finite and {'above' if self.excluded else 'at least'} {self.low:g}"
+
+
+NOT_NEGATIVE, ABOVE_ZERO = Range(0), Range(0, excluded=True)
+AT_LEAST_1, AT_LEAST_2 = Range(1), Range(2)
+FRACTION = Range(0, 1)
+"""From 0 to below 1."""
+
+
+def value_at(steps: Steps, iteration: int) -> float:
+    """Returns the value of an iteration."""
+    return [value for first, value in steps if first <= iteration][-1]
+
+
+def check(config: Any) -> None:
+    """Raises a ValueError that names the first field whose numbers are not in its range."""
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        allowed = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Range)), None)
+        if allowed is None:
+            continue
+        if typing.get_args(hint)[0] == Steps:
+            firsts, numbers = [first for first, _ in value], [number for _, number in value]
+            if firsts[:1] != [0] or any(b <= a for a, b in itertools.pairwise(firsts)):
+                raise ValueError(
+                    f"{name} must start at iteration 0 and its iterations must rise, got {value}"
+                )
+        else:
+            numbers = [value]
+        for number in numbers:
+            if number not in allowed:
+                raise ValueError(f"{name} must be {allowed}, got {number}")
