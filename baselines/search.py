@@ -143,14 +143,15 @@ def search(
     """
     params = generate.params
     decoder, horizon = ScheduleActions(params), len(params[0].static)
+    low, high = torch.tensor([param.limits for param in params], dtype=torch.float64).T
     generator = np.random.default_rng(seed)
     images = itertools.count(0, config.images_per_candidate)
 
     def decode(points: np.ndarray) -> Tensor:
-        """Physical schedules (P, T, A) of points (P, T * A)."""
+        """Physical schedules (P, T, A) of points (P, T * A), inside the physical action space."""
         actions = torch.from_numpy(points).view(len(points), horizon, len(params))
         steps = [torch.stack(list(decoder(actions[:, t], t).values()), dim=1) for t in range(horizon)]
-        return torch.stack(steps, dim=1)
+        return torch.stack(steps, dim=1).clamp(low, high)
 
     def evaluate(points: np.ndarray) -> list[float]:
         first = training_seed(seed, next(images))

@@ -73,6 +73,16 @@ def test_no_generation_sees_an_image_of_another_nor_of_another_repetition():
     assert len(set().union(*seen)) == 5 * 160
 
 
+@pytest.mark.parametrize("env_id", ["AdaGen/MaskGIT-v0", "AdaGen/VAR-v0"])
+def test_a_wide_search_stays_inside_the_action_space(env_id):
+    config = Config(env_id=env_id, budget=60, sigma=40.0, images_per_candidate=4, popsize=4, tuning_images=10)
+    generate = StaticSchedules(env_id, {}, batch_size=16)
+    found, _ = search(config, 0, generate, lambda images: images.mean().item(), QUIET)
+    for i, param in enumerate(generate.params):
+        low, high = param.limits
+        assert low <= found[:, i].min() <= found[:, i].max() <= high
+
+
 @pytest.mark.parametrize("objective", ["reward_features", "judge"])
 def test_a_repetition_is_reproducible(toy, objective):
     config = Config(
