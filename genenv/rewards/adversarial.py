@@ -120,15 +120,14 @@ def pretrained(backbone: str, device: str) -> AdversarialReward:
     95 % interval:
 
         reward          FID              precision        recall           accuracy         images
-        (untrained)     2.927 +- 0.278   0.895 +- 0.012   0.520 +- 0.046   0.996 +- 0.001   0
-        loo_fid         1.137 +- 0.293   0.718 +- 0.089   0.785 +- 0.055   0.982 +- 0.011   44,928
-        adversarial     1.082 +- 0.068   0.692 +- 0.058   0.806 +- 0.044   0.971 +- 0.012   45,653
+        (untrained)     2.790 +- 0.173   0.892 +- 0.022   0.518 +- 0.026   0.998 +- 0.001   0
+        loo_fid         1.046 +- 0.025   0.723 +- 0.065   0.783 +- 0.019   0.983 +- 0.007   38,101
+        adversarial     1.080 +- 0.084   0.691 +- 0.098   0.812 +- 0.043   0.972 +- 0.010   31,659
 
     Command: `OMP_NUM_THREADS=1 python -m baselines.sb3 --minutes 3 --env-kwargs '{"reward": "adversarial"}'`, and
-    "loo_fid" at the same time on the machine's other core. The discriminator's mean is the lower and its interval the
-    narrower one; it also judges each image by itself, so that it serves a single environment as well as a batch.
-    A policy that trains much longer may find the weak spots of any; train the discriminator in turn then, as
-    `agents.adagen` does.
+    "loo_fid", on a machine whose other core was busy. The two are level; the discriminator judges each image by
+    itself, so that it serves a single environment as well as a batch. A policy that trains much longer may find the
+    weak spots of any; train the discriminator in turn then, as `agents.adagen` does.
 
     Raises:
         ValueError: if the backbone has none, as the released ones.
