@@ -13,9 +13,12 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import pickle
 import struct
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -23,11 +26,12 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+import genenv
 from agents import processes
 from agents.config import as_json, command, from_json
 from genenv.checkpoints import CheckpointError, replacing, write_text
 from genenv.evaluation import Evaluation
-from genenv.rollout import Episode
+from genenv.rollout import PER_DECISION, Episode
 from genenv.viz.report import read_records
 
 DIGEST = 64
@@ -258,24 +262,74 @@ class Run(Generic[C]):
     def evaluated_once(self, evaluate: Callable[[], Evaluation]) -> Evaluation | None:
         """Returns the evaluation that the run is compared with: kept in the directory, and made only if it is not.
 
-        It is the record of iteration 0. Its images are kept in 8 bits. None in the other ones of several processes.
+        One that is damaged, or of another version or configuration, is made again. It is the record of iteration 0.
+        Its images are kept in 8 bits. None in the other ones of several processes.
         """
         if not processes.is_first():
             return None
         path = self.out / "handcrafted.pt"
-        try:
-            state = load_checkpoint(path)
-        except CheckpointError:  # missing or damaged
-            made = evaluate()
-            state = {"evaluation": made.record(), "episode": dataclasses.asdict(made.episode)}
-            state["episode"]["images"] = (255 * state["episode"]["images"]).round().byte()
-            save_checkpoint(state, path)
-        state["episode"]["images"] = state["episode"]["images"].float() / 255
-        evaluation = Evaluation(episode=Episode(**state["episode"]), **state["evaluation"])
+        evaluation = self._kept_evaluation(path)
+        if evaluation is None:
+            evaluation = in_8_bits(evaluate())
+            kept = dataclasses.asdict(evaluation)
+            kept["episode"]["images"] = (255 * kept["episode"]["images"]).round().byte()
+            save_checkpoint({"task": self._task, "evaluation": kept}, path)
         if not self.log.read():
             metrics = {f"held_out/{name}": value for name, value in evaluation.metrics.items()}
             self.record({"iteration": 0, "images": 0, **metrics})
         return evaluation
+
+    @property
+    def _task(self) -> str:
+        """What an evaluation is of: the version, and what of the configuration stays as it is."""
+        config: Any = self.config
+        fixed = {k: v for k, v in dataclasses.asdict(config).items() if k not in config.resumable}
+        return json.dumps({"genenv": genenv.__version__} | fixed)
+
+    def _kept_evaluation(self, path: Path) -> Evaluation | None:
+        """Returns what `evaluated_once` has kept, None where there is nothing that it can have written."""
+        try:
+            state = load_checkpoint(path)
+        except CheckpointError:  # missing or damaged
+            return None
+        if not isinstance(state, dict) or state.get("task") != self._task:
+            return None
+        kept: Any = state.get("evaluation")
+        if not _fits(kept, Evaluation) or not _is_a_batch(kept["episode"]):
+            return None
+        images = kept["episode"]["images"].float() / 255
+        return Evaluation(**kept | {"episode": Episode(**kept["episode"] | {"images": images})})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Returns whether a value is what a type says; a dataclass is the dictionary of its fields, a float finite."""
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        named = isinstance(value, dict) and value.keys() == hints.keys()
+        return named and all(_fits(value[name], hints[name]) for name in hints)
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in inner)
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(pair, tuple[inner]) for pair in value.items())
+    if kind is list:
+        return isinstance(value, list) and all(_fits(entry, inner[0]) for entry in value)
+    if kind is tuple:
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+    return type(value) is hint and (hint is not float or math.isfinite(value))
+
+
+def _is_a_batch(episode: dict[str, Any]) -> bool:
+    """Returns whether the fields of an episode hold 8-bit images, and everything else for as many of them."""
+    images = episode["images"]
+    if images.dtype != torch.uint8 or images.dim() != 4:
+        return False
+    for name, entry in episode.items():
+        axes = (len(episode["actions"]), len(images)) if name in PER_DECISION else (len(images),)
+        tensors = entry.values() if isinstance(entry, dict) else [entry]
+        if any(tensor.shape[: len(axes)] != axes for tensor in tensors):
+            return False
+    return True
 
 
 def in_8_bits(evaluation: Evaluation) -> Evaluation:

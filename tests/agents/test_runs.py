@@ -16,7 +16,9 @@ import torch
 from agents import runs
 from agents.runs import MetricsLog, load_checkpoint, open_run, read_config, save_checkpoint
 from genenv.checkpoints import CheckpointError
+from genenv.evaluation import Evaluation
 from genenv.ranges import AT_LEAST_1, check
+from genenv.rollout import Episode
 
 ROOT = Path(__file__).parents[2]
 STATE = {
@@ -243,6 +245,99 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
     for out in (new, old):
         with open_run(Config(), out, Counter(), resume=out == old):
             pass
+
+
+def evaluation(decisions: int = 2, number: int = 3, fid: float = 4.0) -> Evaluation:
+    episode = Episode(
+        observations={},
+        actions=torch.zeros(decisions, number, 4),
+        rewards=torch.zeros(decisions, number),
+        diagnostics={"nfe": torch.ones(decisions, number)},
+        extras={},
+        components={},
+        images=torch.rand(number, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        context=torch.arange(number),
+        group=torch.arange(number),
+    )
+    return Evaluation(
+        metrics={"fid": fid},
+        episode=episode,
+        protocol="digits",
+        judge_sha256="1",
+        reference_sha256="2",
+        num_images=100,
+        label_plan="cycle",
+        seeds=(0, 99),
+        intervals={"fid": (3.0, 5.0)},
+        nfe=None,
+        images_per_second=10.0,
+        class_accuracy=[0.5, 1.0],
+    )
+
+
+def kept_or_made(out: Path, made: Evaluation, config: Config = Config()) -> Evaluation:
+    found = runs.Run(out, config, MetricsLog(out), None).evaluated_once(lambda: made)
+    assert found is not None
+    return found
+
+
+def test_the_first_evaluation_is_made_once(tmp_path):
+    first = kept_or_made(tmp_path, evaluation())
+    again = kept_or_made(tmp_path, evaluation(fid=7.0), Config(num_iterations=9))
+    assert again.record() == first.record() == evaluation().record()
+    assert torch.equal(again.episode.images, first.episode.images)
+    assert again.episode.images.dtype == torch.float32
+
+
+EPISODE_FAULTS = {
+    "lost": lambda episode: episode.pop("actions"),
+    "unknown": lambda episode: episode.update(step=torch.zeros(3)),
+    "no tensor": lambda episode: episode.update(rewards=[0.0]),
+    "fewer": lambda episode: episode.update(context=torch.arange(2)),
+    "a single image": lambda episode: episode.update(images=episode["images"][0]),
+    "no bytes": lambda episode: episode.update(images=episode["images"].float()),
+    "transposed": lambda episode: episode.update(rewards=episode["rewards"].T),
+    "of another shape": lambda episode: episode["diagnostics"].update(nfe=torch.zeros(3)),
+}
+FAULTS = {
+    "a list": lambda state: [1, 2],
+    "a tensor": lambda state: torch.zeros(3),
+    "empty": lambda state: {},
+    "of another version": lambda state: state | {"task": "genenv 0.0.1"},
+    "no evaluation": lambda state: state | {"evaluation": None},
+    **{
+        f"evaluation: {name}": lambda state, change=change: (
+            state | {"evaluation": state["evaluation"] | change}
+        )
+        for name, change in {
+            "metrics": {"metrics": [1.0]},
+            "a metric": {"metrics": {"fid": "4"}},
+            "not finite": {"metrics": {"fid": float("nan")}},
+            "an interval": {"intervals": {"fid": (1.0,)}},
+            "seeds": {"seeds": [0, 99]},
+            "episode": {"episode": [1]},
+            "unknown": {"judge": "x"},
+        }.items()
+    },
+    **{
+        f"episode: {name}": lambda state, change=change: (change(state["evaluation"]["episode"]), state)[1]
+        for name, change in EPISODE_FAULTS.items()
+    },
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_a_first_evaluation_that_is_not_as_it_was_written_is_made_again(tmp_path, fault):
+    kept_or_made(tmp_path, evaluation())
+    path = tmp_path / "handcrafted.pt"
+    save_checkpoint(fault(load_checkpoint(path)), path)
+    assert kept_or_made(tmp_path, evaluation(fid=7.0)).metrics == {"fid": 7.0}
+    assert kept_or_made(tmp_path, evaluation(fid=8.0)).metrics == {"fid": 7.0}
+
+
+def test_a_first_evaluation_of_another_configuration_is_made_again(tmp_path):
+    kept_or_made(tmp_path, evaluation())
+    assert kept_or_made(tmp_path, evaluation(fid=7.0), Config(seed=1)).metrics == {"fid": 7.0}
 
 
 @pytest.mark.parametrize(
