@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from genenv.json_text import parse_object
+
 C = TypeVar("C")
 
 
@@ -25,12 +27,7 @@ def from_json(kind: type[C], path: Path) -> C:
     Raises:
         ValueError: one line that names the file and the field, where it is not what `as_json` wrote.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, of UTF-8, or an integer of more digits than Python reads
-        raise ValueError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    values = parse_object(path.read_bytes(), str(path))
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for fault, found in (
@@ -58,11 +55,8 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
         each = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
         if len(each) == len(value):
             return tuple(_parse(part, entry, name) for part, entry in zip(each, value, strict=True))
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise ValueError(f"{name} must be finite, got a number of {len(str(value))} digits") from None
+    if hint is float and type(value) is int:
+        return float(value)
     if type(value) is hint:
         return value
     raise ValueError(f"{name} must be {hint if inner else hint.__name__}, got {value!r}")

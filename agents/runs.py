@@ -31,6 +31,7 @@ from agents import processes
 from agents.config import as_json, command, from_json
 from genenv.checkpoints import CheckpointError, replacing, write_text
 from genenv.evaluation import Evaluation
+from genenv.json_text import parse_object
 from genenv.rollout import PER_DECISION, Episode
 from genenv.viz.report import read_records
 
@@ -160,8 +161,8 @@ def reward_spec(reward: str) -> str | dict[str, Any]:
     if not reward.lstrip().startswith("{"):
         return reward
     try:
-        return json.loads(reward)
-    except json.JSONDecodeError as error:
+        return parse_object(reward, "it")
+    except ValueError as error:
         raise ValueError(f"reward must be a name or a JSON object, got {reward}: {error}") from None
 
 
@@ -172,7 +173,14 @@ class MetricsLog:
         self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
 
     def append(self, record: dict[str, float]) -> None:
-        """Adds a line."""
+        """Adds a line.
+
+        Raises:
+            ValueError: if a value is not finite, which nothing would read again.
+        """
+        for name, value in record.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{self.path} takes finite numbers, got {name} {value}")
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 

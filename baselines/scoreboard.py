@@ -19,6 +19,7 @@ import tyro
 from baselines.common import Result, parse_results
 from genenv.checkpoints import write_text
 from genenv.console import exit_status
+from genenv.json_text import parse_json
 from genenv.metrics.intervals import interval
 from genenv.metrics.names import SUMMARY
 
@@ -97,10 +98,7 @@ def read(path: Path) -> list[Row]:
     Raises:
         ValueError: if it holds none of them, with what is missing.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from None
+    content = parse_json(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         return [_of_result(result) for result in parse_results(content, path)]
     kind, rows = ("run", _of_run) if "rows" in content else ("evaluation", _of_evaluation)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from genenv.json_text import parse_object
 from genenv.releases import RELEASES, Download
 
 MANIFEST = "manifest.json"
@@ -248,15 +249,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the object of a JSON file.
 
     Raises:
-        CheckpointError: if it is not JSON, or no object.
+        CheckpointError: if it is not readable JSON, or no object; see `genenv.json_text`.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return parse_object(path.read_bytes(), str(path))
     except ValueError as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(found).__name__}")
-    return found
+        raise CheckpointError(str(error)) from None
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -445,13 +445,12 @@ def known_id(env_id: str) -> str:
 
 def json_object(name: str, text: str) -> dict[str, Any]:
     """Returns the keyword arguments that a JSON object on the command line describes; `name` says which."""
+    from genenv.json_text import parse_object
+
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        return parse_object(text, "it")
+    except ValueError as error:
         raise CommandError(f"{name} must be a JSON object, got {text!r} ({error})") from None
-    if not isinstance(value, dict):
-        raise CommandError(f"{name} must be a JSON object, got {text!r}")
-    return value
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ LEVELS = [
         "progress",
         "ranges",
         "console",
+        "json_text",
     },
     {"protocols", "checkpoints", "states"},
     {"tiers"},
@@ -53,6 +54,7 @@ FREE_OF_GYMNASIUM = {
     "envs",
     "rewards",
     "metrics",
+    "json_text",
 }
 FILES = [path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 

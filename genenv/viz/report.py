@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from typing import Any
 
 import genenv
 from genenv.checkpoints import write_text
+from genenv.json_text import parse_object
 from genenv.metrics.names import METRICS, Metric
 
 PACKAGES = ("torch", "gymnasium", "numpy")
@@ -57,7 +57,7 @@ def write_report(run_dir: str | Path, title: str) -> Path:
     """
     run_dir = Path(run_dir)
     records = read_records(run_dir)
-    summary, config = _read_json(run_dir / "summary.json"), _read_json(run_dir / "config.json")
+    summary, config = _read_object(run_dir / "summary.json"), _read_object(run_dir / "config.json")
     _check_summary(summary, run_dir / "summary.json")
     page = PAGE.substitute(
         title=escape(title),
@@ -80,21 +80,19 @@ def read_records(run_dir: str | Path) -> list[dict[str, float]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a line is not a JSON object of numbers with a whole "iteration"; it names file, line and field.
+        ValueError: if a line is not a JSON object of finite numbers with a whole "iteration": file, line and field.
     """
     path = Path(run_dir) / "metrics.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {run_dir} is not the directory of a training run")
-    *whole, rest = _text(path).split("\n")
-    try:
-        json.loads(rest)
-    except json.JSONDecodeError:
-        rest = ""
+    *whole, rest = path.read_bytes().split(b"\n")
+    if rest.startswith(b"{") and not rest.endswith(b"}"):
+        rest = b""
     return [_record(line, f"{path}, line {n}") for n, line in enumerate([*whole, rest], 1) if line.strip()]
 
 
-def _record(line: str, where: str) -> dict[str, float]:
-    record = _parse(line, where)
+def _record(line: bytes, where: str) -> dict[str, float]:
+    record = parse_object(line, where)
     if type(record.get("iteration")) is not int:
         raise ValueError(f"{where} has no whole 'iteration', it must number each record")
     for name, value in record.items():
@@ -116,25 +114,8 @@ def _check_summary(summary: Mapping[str, Any], path: Path) -> None:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return _parse(_text(path), str(path)) if path.is_file() else {}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not readable text: {error}") from None
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not readable JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} must hold a JSON object, got {text.strip()[:60]!r}")
-    return content
+def _read_object(path: Path) -> dict[str, Any]:
+    return parse_object(path.read_bytes(), str(path)) if path.is_file() else {}
 
 
 def _facts(run_dir: Path, summary: Mapping[str, Any], records: Sequence[Mapping[str, float]]) -> str:
@@ -169,10 +150,10 @@ def _comparison(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _best(values: Sequence[Any], better: int) -> float | None:
-    finite = [value for value in values if _is_number(value) and math.isfinite(value)]
-    if not better or len(finite) < 2:
+    numbers = [value for value in values if _is_number(value)]
+    if not better or len(numbers) < 2:
         return None
-    return max(finite) if better > 0 else min(finite)
+    return max(numbers) if better > 0 else min(numbers)
 
 
 def _cell(value: Any, column: Metric, best: float | None) -> str:

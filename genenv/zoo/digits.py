@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genenv.checkpoints import save_tensors, write_text
+from genenv.checkpoints import read_json, save_tensors, write_text
 from genenv.data import digits
 from genenv.metrics.classifier import reference_statistics
 from genenv.models.digits_classifier import DigitsClassifier
@@ -263,7 +263,7 @@ def build(
         check_scorers()  # before anything is trained
     out.mkdir(parents=True, exist_ok=True)
     times = out / "build.json"
-    seconds = json.loads(times.read_text()) if times.exists() else {}
+    seconds = read_json(times) if times.exists() else {}
     for part in parts:
         started = time.monotonic()
         report = None if progress is None else lambda s, n, loss, part=part: progress(part, s, n, loss)

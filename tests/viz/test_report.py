@@ -101,13 +101,13 @@ def test_the_comparison_marks_directions_and_the_best_of_each_column(run_dir):
     assert page.bold == ["0.910", "24.32", "0.740", "97.0%"]
 
 
-def test_values_that_are_missing_or_not_finite_are_shown_and_never_best(run_dir):
-    rows = [{"name": "a", "fid": float("nan"), "kid": 0.5}, {"name": "b", "fid": 3.0, "new_metric": 0.12345}]
+def test_values_that_are_missing_are_shown_and_never_best(run_dir):
+    rows = [{"name": "a", "fid": None, "kid": 0.5}, {"name": "b", "fid": 3.0, "new_metric": 0.12345}]
     (run_dir / "summary.json").write_text(json.dumps({"rows": rows}))
     page = Page(report(run_dir))
     assert page.rows[:3] == [
         ["schedule", "FID ↓", "KID ↓", "new metric"],
-        ["a", "nan", "0.5000", "–"],  # noqa: RUF001
+        ["a", "–", "0.5000", "–"],  # noqa: RUF001
         ["b", "3.00", "–", "0.123"],  # noqa: RUF001
     ]
     assert page.bold == []
@@ -177,7 +177,7 @@ def test_a_last_line_without_its_line_end_is_kept(tmp_path):
             r"metrics\.jsonl, line 2 is not readable JSON",
         ),
         ("config.json", "{", r"config\.json is not readable JSON"),
-        ("summary.json", "[1]", r"summary\.json must hold a JSON object, got '\[1\]'"),
+        ("summary.json", "[1]", r"summary\.json must hold a JSON object, got list"),
         ("summary.json", '{"rows": 3}', r"summary\.json: 'rows' must be a list, got '3'"),
         ("summary.json", '{"rows": [{"name": "a"}, 7]}', r"summary\.json: 'rows' must .* got '7' as entry 1"),
         ("summary.json", '{"rows": [{"fid": 1}]}', r"must hold objects with a 'name', got .* as entry 0"),
@@ -202,8 +202,21 @@ def test_a_last_line_without_its_line_end_is_kept(tmp_path):
         (
             "metrics.jsonl",
             '{"iteration": 0}\n3\n',
-            r"metrics\.jsonl, line 2 must hold a JSON object, got '3'",
+            r"metrics\.jsonl, line 2 must hold a JSON object, got int",
         ),
+        (
+            "metrics.jsonl",
+            '{"iteration": 0}\n{"iteration": 1, "reward": NaN}\n',
+            r"metrics\.jsonl, line 2: reward must be finite, got nan",
+        ),
+        (
+            "metrics.jsonl",
+            '{"iteration": 0, "images": 1' + 400 * "0" + "}\n",
+            r"metrics\.jsonl, line 1: images must be finite, got inf",
+        ),
+        ("metrics.jsonl", 9999 * "[" + "\n", r"metrics\.jsonl, line 1 .* nested too deeply"),
+        ("summary.json", '{"rows": [{"name": "a", "fid": Infinity}]}', r"summary\.json: fid must be finite"),
+        ("config.json", '{"seed": 1, "seed": 2}', r"config\.json: seed is there twice"),
     ],
 )
 def test_a_damaged_file_is_named(run_dir, name, content, message):
@@ -215,7 +228,7 @@ def test_a_damaged_file_is_named(run_dir, name, content, message):
 @pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "config.json"])
 def test_a_file_that_is_no_text_is_named(run_dir, name):
     (run_dir / name).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=rf"{name} is not readable text"):
+    with pytest.raises(ValueError, match=rf"{name}(, line 1)? is not readable JSON: 'utf-8' codec"):
         write_report(run_dir, "A run")
 
 
