@@ -162,6 +162,13 @@ def test_a_folder_of_another_tier_makes_no_environment(make):
         gym.make("AdaGen/MaskGIT-v0", backbone=make(BARE))
 
 
+@pytest.mark.parametrize("name", ["5", "null", '["toy"]', '{"toy": 1}'])
+def test_a_folder_whose_tier_is_no_name_is_refused(tmp_path, name):
+    (tmp_path / MANIFEST).write_text(f'{{"tier": {name}}}')
+    with pytest.raises(CheckpointError, match=r"manifest\.json: tier must be a name, got "):
+        tier_of(str(tmp_path))
+
+
 def test_a_folder_of_a_tier_that_is_not_registered_is_refused_by_name(make):
     folder = make(BARE)
     tiers._TIERS.pop("toy")

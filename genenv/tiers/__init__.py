@@ -244,7 +244,10 @@ def _folder_names(known: Mapping[str, Tier]) -> list[str]:
 
 def _tier_name(folder: Path) -> str:
     """Returns the tier that a folder's manifest names, "digits" where it names none."""
-    return read_json(folder / MANIFEST).get("tier", "digits")
+    name = read_json(folder / MANIFEST).get("tier", "digits")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{folder / MANIFEST}: tier must be a name, got {name!r}; {ZOO_REMEDY}")
+    return name
 
 
 def backbone_folder(backbone: str) -> Path:
