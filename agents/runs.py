@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import pickle
 import struct
 import sys
@@ -166,6 +167,15 @@ def reward_spec(reward: str) -> str | dict[str, Any]:
         raise ValueError(f"reward must be a name or a JSON object, got {reward}: {error}") from None
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Makes an error of the disk one that names what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror or error}") from error
+
+
 class MetricsLog:
     """metrics.jsonl: one line an iteration; iteration 0 is the hand-crafted schedule."""
 
@@ -173,16 +183,25 @@ class MetricsLog:
         self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
 
     def append(self, record: dict[str, float]) -> None:
-        """Adds a line.
+        """Adds a line, on the disk when this returns: a checkpoint is never ahead of its log.
 
         Raises:
             ValueError: if a value is not finite, which nothing would read again.
+            OSError: if it cannot be written, naming the file, in which nothing of the line is left.
         """
         for name, value in record.items():
             if not math.isfinite(value):
                 raise ValueError(f"{self.path} takes finite numbers, got {name} {value}")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        line = (json.dumps(record) + "\n").encode()
+        with _naming(self.path), self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while line:  # a disk that fills up takes a part, and fails at the next one
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
 
     def read(self) -> list[dict[str, float]]:
         """Returns all records, none where there is no file; see `genenv.viz.report.read_records`."""
@@ -259,8 +278,9 @@ class Run(Generic[C]):
         if self.writer is None:
             return
         self.log.append(record)
-        for name, value in record.items():
-            self.writer.add_scalar(name, value, int(record["iteration"]))
+        with _naming(self.out / "tensorboard"):
+            for name, value in record.items():
+                self.writer.add_scalar(name, value, int(record["iteration"]))
 
     def save(self, learner: Restorable) -> None:
         """Writes the checkpoint."""
@@ -377,8 +397,13 @@ def open_run(config: C, out: Path, learner: Restorable, resume: bool) -> Iterato
             writer = SummaryWriter(str(out / "tensorboard"), purge_step=learner.iteration + 1)
         try:
             yield Run(out, config, log, writer)
-        finally:
+        except BaseException:
             if writer is not None:
+                with contextlib.suppress(OSError):  # the first error says more
+                    writer.close()
+            raise
+        if writer is not None:
+            with _naming(out / "tensorboard"):
                 writer.close()
 
 

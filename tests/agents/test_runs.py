@@ -1,10 +1,12 @@
 """Run directories: what they hold, who writes them, and what damage does."""
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +146,63 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tm
     monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
     save_checkpoint(STATE, tmp_path / "checkpoint.pt")
     assert calls.index("fsync") < calls.index("replace")
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    """Makes the operating system refuse what would make a file longer, as a full disk does: after a part."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [0, 1, 30])
+def test_a_line_that_does_not_fit_on_the_disk_is_not_there_and_the_file_is_named(tmp_path, room):
+    out = finished(tmp_path / "run")
+    log, learner = MetricsLog(out), Counter()
+    content = log.path.read_bytes()
+    with (
+        pytest.raises(OSError, match=r"metrics\.jsonl could not be written: File too large"),
+        files_of_at_most(len(content) + room),
+    ):
+        log.append({"iteration": 4, "reward": 0.123456789})
+    assert log.path.read_bytes() == content
+    with open_run(Config(), out, learner, resume=True) as run:
+        assert learner.iteration == 3
+        run.record({"iteration": 4, "reward": 0.25})
+    assert log.read()[-1] == {"iteration": 4, "reward": 0.25}
+
+
+def test_a_line_is_on_the_disk_before_the_checkpoint(tmp_path, monkeypatch):
+    log, synced, fsync = MetricsLog(tmp_path), [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), fsync(file)))
+    log.append({"iteration": 0})
+    assert synced == [log.path.stat().st_ino]
+
+
+def test_events_that_do_not_fit_on_the_disk_are_named(tmp_path):
+    out = tmp_path / "run"
+
+    class Full:
+        def add_scalar(self, *_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out.mkdir()
+    run = runs.Run(out, Config(), MetricsLog(out), Full())  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="tensorboard could not be written: No space left"):
+        run.record({"iteration": 1})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_nothing_would_read_again_is_not_logged(tmp_path, value):
+    log = MetricsLog(tmp_path)
+    log.append({"iteration": 0})
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl takes finite numbers, got held_out/fid {value}"):
+        log.append({"iteration": 1, "held_out/fid": value})
+    assert log.read() == [{"iteration": 0}]
 
 
 def test_resuming_drops_what_was_logged_after_the_checkpoint_and_a_broken_line(tmp_path):
