@@ -102,3 +102,23 @@ def test_a_broken_promise_is_found(monkeypatch):
         "a zero action is the hand-crafted schedule",
         "an action that is not finite is refused",
     }
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError, RuntimeError, KeyError, ZeroDivisionError, NotImplementedError]
+)
+def test_an_environment_that_fails_breaks_the_promises_it_fails_in(monkeypatch, error):
+    from genenv.envs.maskgit import MaskGITSampler
+
+    advance = MaskGITSampler.advance
+
+    def failing(self, state, command, rng):
+        if len(state.tokens) == 2:
+            raise error("two\nare too many")
+        return advance(self, state, command, rng)
+
+    monkeypatch.setattr(MaskGITSampler, "advance", failing)
+    (found,) = broken("AdaGen/MaskGIT-v0", {"num_steps": 2}).items()
+    assert found[0] == "an image depends on its seed and actions, not on its batch"
+    assert found[1].startswith(f"{error.__name__}: ")
+    assert "\n" not in found[1]
