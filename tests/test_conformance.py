@@ -104,6 +104,31 @@ def test_a_broken_promise_is_found(monkeypatch):
     }
 
 
+@pytest.mark.parametrize("num_steps", [2, 4])
+def test_rounding_that_strong_guidance_enlarges_breaks_no_promise(num_steps):
+    assert not broken("AdaGen/DiT-v0", {"action_mode": "physical", "num_steps": num_steps})
+
+
+LEAKS = {
+    "the mean of the batch": lambda x: x + 1e-6 * x.mean(0, keepdim=True),
+    "the neighbour": lambda x: x + 1e-6 * x.roll(1, 0),
+    "the first image": lambda x: x + 1e-6 * x[:1],
+    "the place": lambda x: x * (1 + 0.01 * torch.arange(len(x)).view(-1, 1, 1, 1)),
+    "the number": lambda x: x * (1 - 0.01 * len(x)),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS.keys())
+@pytest.mark.parametrize("env_id", ["AdaGen/MaskGIT-v0", "AdaGen/DiT-v0"])
+def test_an_image_that_sees_its_batch_is_found_however_little_it_sees(monkeypatch, env_id, leak):
+    from genenv.vector_env import GenVectorEnv
+
+    images = GenVectorEnv._images
+    monkeypatch.setattr(GenVectorEnv, "_images", lambda env: leak(images(env)).clamp(0, 1))
+    promise = "an image depends on its seed and actions, not on its batch"
+    assert broken(env_id, {"num_steps": 2}).keys() == {promise}
+
+
 @pytest.mark.parametrize(
     "error", [ValueError, RuntimeError, KeyError, ZeroDivisionError, NotImplementedError]
 )
