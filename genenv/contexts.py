@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genenv.protocols import Context
-from genenv.rng import BatchRng, Purpose
+from genenv.rng import MAX_SEED, BatchRng, Purpose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +33,15 @@ class Contexts:
     def __post_init__(self):
         if isinstance(self.plan, str):
             kind, _, size = self.plan.partition(":")
-            grouped = kind == "grouped" and size.isdecimal() and int(size) > 0
+            whole = size.isdecimal() and len(size) <= len(str(MAX_SEED))
+            grouped = kind == "grouped" and whole and 0 < int(size) <= MAX_SEED
             known = grouped or self.plan in ("uniform", "cycle")
         else:
             known = isinstance(self.plan, Sequence)
         if not known:
             raise ValueError(
-                f"contexts must be 'uniform', 'cycle', 'grouped:G' or a list of labels, got {self.plan!r}"
+                f"contexts must be 'uniform', 'cycle', 'grouped:G' (G in 1..2**63-1) or a list of labels, "
+                f"got {self.plan!r}"
             )
         if not isinstance(self.plan, str):
             self.check(self.plan)

@@ -30,6 +30,9 @@ from genenv.wrappers.vector import EMAActionSmoothing, TerminalReward
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
+MAX_STEPS = 10_000
+"""Generation steps of an image: a schedule is kept in memory, and more is a mistake."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -167,6 +170,8 @@ def vector(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if num_steps is not None and num_steps > MAX_STEPS:
+        raise ValueError(f"num_steps must be at most {MAX_STEPS:,}, got {num_steps}")
     place = torch_device(device)
     generator = _sampler_factory(sampler)[0](
         backbone=backbone,

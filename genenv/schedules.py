@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from numbers import Real
 
@@ -94,7 +95,7 @@ def setting(name: str, value: float | None, default: float, bijector: Bijector) 
         ValueError: if it is not a number strictly inside the parameter's legal range.
     """
     value = default if value is None else value
-    number = isinstance(value, Real) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not number or not bijector.low < value < bijector.high:
         raise ValueError(
             f"{name} must be a number inside ({bijector.low:g}, {bijector.high:g}), got {value!r}"

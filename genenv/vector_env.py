@@ -101,8 +101,13 @@ class GenVectorEnv(VectorEnv):
             if name not in available:
                 raise ValueError(f"observe must name some of {', '.join(available)}, got {name!r}")
         self.single_observation_space = spaces.Dict({name: available[name] for name in self.observe})
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        try:
+            self.action_space = batch_space(self.single_action_space, num_envs)
+            self.observation_space = batch_space(self.single_observation_space, num_envs)
+        except (MemoryError, OverflowError, ValueError) as error:
+            raise ValueError(
+                f"num_envs must be a number of images that fit in memory, got {num_envs}: {error}"
+            ) from None
 
         self._state: Any = None
         self._shown: Any = None
@@ -271,7 +276,12 @@ class GenVectorEnv(VectorEnv):
     def _given(self, labels: Any) -> Context:
         """Returns the contexts (N,) that the caller asks for."""
         labels = labels.cpu() if isinstance(labels, Tensor) else labels
-        given = np.asarray(labels).reshape(-1).tolist()
+        try:
+            given = np.asarray(labels).reshape(-1).tolist()
+        except ValueError:  # rows of different lengths
+            raise ValueError(
+                f"options['context'] must hold 1 or {self.num_envs} labels, got {labels!r}"
+            ) from None
         self.contexts.check(given)
         if len(given) not in (1, self.num_envs):
             raise ValueError(f"options['context'] must hold 1 or {self.num_envs} labels, got {len(given)}")

@@ -146,9 +146,15 @@ def test_tensors_come_back_as_they_were_saved(tmp_path):
     assert all(torch.equal(loaded[name], value) for name, value in tensors.items())
 
 
-def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match=r"device 'cuda:99' cannot be used here: .*; use device='cpu'"):
-        torch_device("cuda:99")
+@pytest.mark.parametrize(
+    "name", ["cuda:99", "meta", "mps:7", "hpu", "privateuseone", "xla", "gpu", "", "cpu:-2"]
+)
+def test_a_device_that_is_not_there_or_holds_no_numbers_is_refused(name):
+    with pytest.raises(
+        ValueError, match=rf"device '{name}' cannot be used here: .*; use device='cpu'"
+    ) as found:
+        torch_device(name)
+    assert len(str(found.value)) < 500
 
 
 def test_a_hash_that_cannot_be_recorded_does_not_stop_the_weights(tmp_path, monkeypatch):

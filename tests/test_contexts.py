@@ -64,10 +64,13 @@ def test_listed_labels_are_dealt_out_in_turn():
     assert draw([7, 1, 4], 3, episode=1).tolist() == [1, 4, 7]
 
 
-@pytest.mark.parametrize("plan", ["random", "grouped", "grouped:0", "grouped:x", "cycle:2"])
+@pytest.mark.parametrize(
+    "plan",
+    ["random", "grouped", "grouped:0", "grouped:x", "cycle:2", f"grouped:{2**63}", f"grouped:{5000 * '9'}"],
+)
 def test_an_unknown_plan_is_refused(plan):
     with pytest.raises(
-        ValueError, match=f"contexts must be 'uniform', 'cycle', 'grouped:G' or .*, got '{plan}'"
+        ValueError, match=f"contexts must be 'uniform', 'cycle', 'grouped:G' .* or .*, got '{plan}'"
     ):
         Contexts(NAMES, plan)
 

@@ -95,13 +95,17 @@ def test_a_reward_may_be_a_factory_of_any_module(monkeypatch):
         ({"render_mode": "ansi"}, r"render_mode must be None or one of \('rgb_array', 'human'\), got 'ansi'"),
         ({"output": "jax"}, "output must be 'torch' or 'numpy', got 'jax'"),
         ({"observe": ["pixels"]}, "observe must name some of tokens, features, step, .*, got 'pixels'"),
-        ({"contexts": "random"}, "contexts must be 'uniform', 'cycle', 'grouped:G' or .*, got 'random'"),
+        ({"contexts": "random"}, "contexts must be 'uniform', 'cycle', 'grouped:G' .*, got 'random'"),
         ({"contexts": [3, 12]}, r"context must be a label in 0\.\.9, got 12"),
         ({"action_mode": "raw"}, "action_mode must be 'residual' or 'physical', got 'raw'"),
         ({"autoreset_mode": "Never"}, "autoreset_mode must be one of .*'SameStep'.*, got 'Never'"),
         ({"smoothing": 1.0}, r"smoothing must be in \[0, 1\), got 1.0"),
         ({"smoothing": -0.1}, r"smoothing must be in \[0, 1\), got -0.1"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"num_steps": 10**9}, "num_steps must be at most 10,000, got 1000000000"),
+        ({"guidance_weight": 10**400}, r"guidance_weight must be a number inside \(0, inf\), got 1000"),
+        ({"contexts": f"grouped:{10**22}"}, r"'grouped:G' \(G in 1\.\.2\*\*63-1\) .*, got 'grouped:1000"),
+        ({"device": "meta"}, "device 'meta' cannot be used here: .*; use device='cpu'"),
         ({"reward": None}, "reward must be a name, .* got None; use reward='none' for no reward"),
         ({"reward": ["loo_fid"]}, r"reward must be a name, .* got \['loo_fid'\]; use reward='none'"),
         ({"reward": {"loo_fid": "1"}}, "the weight of reward 'loo_fid' must be a number, got '1'"),
@@ -110,7 +114,7 @@ def test_a_reward_may_be_a_factory_of_any_module(monkeypatch):
             "reward 'math:nofn' cannot be loaded: .*'nofn'; 'module:factory' must name",
         ),
         ({"reward": "nomodule:x"}, "reward 'nomodule:x' cannot be loaded: No module named 'nomodule'; "),
-        ({"contexts": 3}, "contexts must be 'uniform', 'cycle', 'grouped:G' or a list of labels, got 3"),
+        ({"contexts": 3}, "contexts must be 'uniform', 'cycle', 'grouped:G' .* or a list of labels, got 3"),
         ({"contexts": [1.7]}, r"context must be a label in 0\.\.9, got 1\.7"),
         ({"device": None}, "device must be a name, such as 'cpu', 'cuda' or 'auto', got None"),
         ({"backbone": None}, "backbone must be a name or a folder, such as 'digits', got None"),
@@ -142,6 +146,11 @@ def test_a_wrong_number_of_images_is_refused():
         gym.make_vec(ENV_ID, num_envs=0)
     with pytest.raises(ValueError, match="num_envs must be a whole number of images, such as 64, got 2"):
         gym.make_vec(ENV_ID, num_envs=2.0)
+    for number in (10**15, 10**18, 10**30):
+        with pytest.raises(
+            ValueError, match=f"num_envs must be a number of images that fit .*, got {number}"
+        ):
+            gym.make_vec(ENV_ID, num_envs=number, reward="none")
 
 
 @pytest.mark.parametrize("make", [gym.make, gym.make_vec])

@@ -200,6 +200,7 @@ def test_reset_options_set_the_context(given, expected):
     [
         ({"options": {"context": 10}}, r"context must be a label in 0\.\.9, got 10"),
         ({"options": {"context": [1, 2]}}, r"options\['context'\] must hold 1 or 3 labels, got 2"),
+        ({"options": {"context": [1, [2], 3]}}, r"options\['context'\] must hold 1 or 3 labels, got \[1, \["),
         ({"options": {"stream": ["tuning"]}}, r"options\['stream'\] must be one of .*, got \['tuning'\]"),
         ({"options": {"reset_mask": "all"}}, "reset_mask must be all True.*, got all"),
         ({"options": 3}, "reset options must be a dictionary, got 3"),
@@ -212,6 +213,11 @@ def test_reset_options_set_the_context(given, expected):
             r"reset options must be among 'context', 'stream', 'reset_mask', got \['label'\]",
         ),
         ({"seed": [1, 2]}, "seed must be one integer or 3 of them, got 2"),
+        ({"seed": 2**63 - 3 + 1}, r"seeds must lie in 0\.\.2\*\*63-1, got 9223372036854775806 for 3 images"),
+        ({"seed": 2**63}, r"seeds must lie in 0\.\.2\*\*63-1, got 9223372036854775808 for 3 images"),
+        ({"seed": [1, 2**63, 3]}, r"seeds must lie in 0\.\.2\*\*63-1, got \[1, 9223372036854775808, 3\]"),
+        ({"seed": [1, -1, 3]}, r"seeds must lie in 0\.\.2\*\*63-1, got \[1, -1, 3\]"),
+        ({"seed": [1, 2.0, 3]}, r"seed must be a whole number, got 2\.0"),
     ],
 )
 def test_a_wrong_reset_is_refused(call, message):
