@@ -8,7 +8,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 import genenv
-from genenv.cli import USER_ERRORS
+from genenv.console import USER_ERRORS
 from genenv.make import single
 from genenv.registration import defaults
 from genenv.rewards.mixture import Mixture

@@ -95,7 +95,8 @@ def test_permuted_and_divided_batches_hold_the_same_images(make, seeds, plan, st
     for part in (shuffled[:cut], shuffled[cut:]):
         if part:
             found, shown = images(sampler, part, plan, stream, noise)
-            assert all(torch.equal(found[seed], expected[seed]) for seed in part)
+            for seed in part:  # the end of a vector may be rounded otherwise than its middle
+                torch.testing.assert_close(found[seed], expected[seed], rtol=0, atol=1e-6)
             assert all(shown[seed] == contexts[seed] for seed in part)
 
 
