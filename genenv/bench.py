@@ -21,6 +21,7 @@ from genenv.closed_loop import LOOPS, closed_loop
 from genenv.progress import Report, ignore
 from genenv.protocols import Context
 from genenv.rng import BatchRng
+from genenv.rollout import check_not_smoothed
 from genenv.vector_env import unwrapped
 
 BATCH_SIZES = (1, 8, 64, 256)
@@ -86,6 +87,9 @@ def measure(
         batch_sizes: numbers of images at which finished images a second, and memory, are measured.
         report: told how many of the measurements are done.
         env_kwargs: further keyword arguments of the environment, such as `backbone` and `dtype`.
+
+    Raises:
+        ValueError: if there is nothing to measure, or physical actions of a schedule are smoothed.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
@@ -193,6 +197,7 @@ def _default_actions(env: VectorEnv) -> list[Tensor]:
     inner = unwrapped(env)
     steps = range(inner.sampler.horizon)
     if isinstance(inner.actions, ScheduleActions):
+        check_not_smoothed(env)
         return [inner.actions.handcrafted(env.num_envs, t) for t in steps]
     return [inner.actions.field.zeros(env.num_envs, inner.device) for _ in steps]
 

@@ -21,6 +21,7 @@ from genenv.registration import defaults
 from genenv.rng import MAX_SEED, BatchRng, Stream
 from genenv.rollout import Episode, generate
 from genenv.vector_env import unwrapped
+from genenv.wrappers.vector.ema_action_smoothing import smoothing_of
 
 LABEL_PLAN = "cycle"
 """Seed modulo the number of classes: consecutive seeds are balanced."""
@@ -188,10 +189,10 @@ class Evaluator:
             unwrapped(self.env),
         )
         seeds = torch.arange(first, first + len(episode.context), device=episode.context.device)
-        commands = [
-            {name: value[t] for name, value in episode.schedule.items()} or inner.actions(action, t)
-            for t, action in enumerate(episode.actions)
-        ]
+        actions = episode.actions
+        for wrapper in smoothing_of(self.env):
+            actions = wrapper.smoothed(actions)
+        commands = [inner.actions(action, t) for t, action in enumerate(actions)]
         rng = BatchRng(seeds, stream=Stream.HELD_OUT)
         return flops_per_image(inner.sampler, commands, episode.context, rng)
 

@@ -15,6 +15,7 @@ from genenv.protocols import Actor, Decision, Observation
 from genenv.rng import Stream
 from genenv.schedules import handcrafted
 from genenv.vector_env import unwrapped
+from genenv.wrappers.vector.ema_action_smoothing import smoothing_of
 
 COMPONENT, SCHEDULE = "reward/", "schedule/"
 """How the names of a reward's components, and of schedule parameters, begin in `info`."""
@@ -104,14 +105,29 @@ def static_actor(env: VectorEnv) -> Actor:
     """Returns the actor of the hand-crafted schedule; residual actions need no observation, physical ones "step".
 
     Raises:
-        ValueError: if the actions of the environment are no schedule, or it does not observe what they need.
+        ValueError: if the actions of the environment are no schedule, are physical and smoothed, or it does not
+            observe what they need.
     """
     actions, number = schedule_actions(env), env.num_envs
     if actions.mode == "residual":
         zeros = actions.handcrafted(number, 0)
         return lambda observation: zeros
+    check_not_smoothed(env)
     _need_step(unwrapped(env).observe)
     return schedule_actor(handcrafted(actions.params))
+
+
+def check_not_smoothed(env: VectorEnv) -> None:
+    """Raises a ValueError if the averages of the hand-crafted schedule's own actions would take its place.
+
+    Those of residual actions, which are all 0, are 0.
+    """
+    smoothing = smoothing_of(env)
+    if smoothing and schedule_actions(env).mode == "physical":
+        raise ValueError(
+            "smoothing must be 0 where the hand-crafted schedule is played by physical actions, got "
+            f"{smoothing[0].decay}; or use action_mode='residual'"
+        )
 
 
 def schedule_actor(table: Tensor) -> Actor:

@@ -108,3 +108,8 @@ def test_the_measurements_are_reported(monkeypatch):
         (2, 4, "1 images at once"),
         (3, 4, "4 images at once"),
     ]
+
+
+def test_a_schedule_that_is_not_the_hand_crafted_one_is_not_measured():
+    with pytest.raises(ValueError, match="smoothing must be 0 where the hand-crafted schedule is played by"):
+        bench.measure(MASKGIT, repeats=1, num_steps=1, action_mode="physical", smoothing=0.5)

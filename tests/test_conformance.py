@@ -17,6 +17,7 @@ VARIANTS = {
     "cycle": {"contexts": "cycle"},
     "listed": {"contexts": [7, 1, 1, 4, 0]},
     "physical": {"action_mode": "physical"},
+    "physical, smoothed": {"action_mode": "physical", "smoothing": 0.5},
     "bfloat16": {"dtype": "bfloat16"},
     "float16": {"dtype": "float16", "observe": ["features", "step"]},
     "mixture of groups": {"reward": MIXTURE, "contexts": "grouped:2"},

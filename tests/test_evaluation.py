@@ -1,9 +1,12 @@
+import dataclasses
 import json
 
 import pytest
 import torch
 
 from genenv import evaluation as module
+from genenv.actions import LatentActions
+from genenv.envs.ode import ODESampler
 from genenv.evaluation import Evaluator, evaluate, first_seed, pool
 from genenv.metrics.intervals import student
 from genenv.rng import MAX_SEED, Stream
@@ -107,6 +110,46 @@ def test_the_operations_of_an_image_are_those_of_its_steps(evaluator, evaluation
     flops = evaluator.flops(evaluation)
     twice = Evaluator(ENV_ID, {"num_steps": 8}, num_images=70)
     assert twice.flops(twice(static_actor(twice.env))) == pytest.approx(2 * flops, rel=0.1)
+
+
+def next_latents(self, state, command, rng):
+    return dataclasses.replace(state, latents=command, step=state.step + 1)
+
+
+@pytest.mark.parametrize("kind", ["schedule", "physical", "latents"])
+def test_operations_are_counted_on_what_reached_the_generator(monkeypatch, kind):
+    if kind == "latents":  # actions that are no schedule, and too large before they are averaged
+        monkeypatch.setattr(ODESampler, "actions", lambda *_: LatentActions((1, 8, 8), 1.0))
+        monkeypatch.setattr(ODESampler, "advance", next_latents)
+    counted, seen, advance = [], [], ODESampler.advance
+    monkeypatch.setattr(module, "flops_per_image", lambda sampler, commands, *_: counted.extend(commands))
+    monkeypatch.setattr(
+        ODESampler,
+        "advance",
+        lambda self, state, command, rng: seen.append(command) or advance(self, state, command, rng),
+    )
+    mode = "physical" if kind == "physical" else "residual"
+    kwargs = {"smoothing": 0.5, "num_steps": 4, "solver": "euler", "action_mode": mode}
+    evaluator = Evaluator("AdaGen/DiT-v0", kwargs, num_images=70, batch_size=35)
+    table = torch.tensor([0.9, -1.4, 1.2, 0.3, -1.0])
+    table = (table + 3) / 6 if kind == "physical" else table
+
+    def actor(observation):
+        return (
+            table[observation["step"][:, None]].expand(-1, 2)
+            if kind != "latents"
+            else (table[observation["step"][:, None, None, None]].expand(-1, 1, 8, 8))
+        )
+
+    found = evaluator(actor)
+    del seen[5:]
+    evaluator.flops(found)
+    assert len(counted) == 5
+    for command, received in zip(counted, seen, strict=True):
+        if kind == "latents":
+            assert torch.equal(command, received[: len(command)])
+        else:
+            assert all(torch.equal(value, received[name][: len(value)]) for name, value in command.items())
 
 
 def test_counting_operations_leaves_a_generator_with_a_cache_as_it_was():

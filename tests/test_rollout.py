@@ -153,6 +153,14 @@ def test_the_static_actor_plays_the_schedule_in_physical_units_too():
     assert torch.equal(one.images, other.images)
 
 
+def test_a_schedule_in_physical_units_is_not_averaged():
+    averaged = make(action_mode="physical", smoothing=0.5)
+    with pytest.raises(ValueError, match=r"smoothing must be 0 where .* physical actions, got 0\.5; or use"):
+        static_actor(averaged)
+    one, other = (run_episode(env, static_actor(env), seed=2) for env in (make(), make(smoothing=0.5)))
+    assert torch.equal(one.images, other.images)
+
+
 def test_a_schedule_in_physical_units_misses_the_step_by_name():
     message = (
         r"a schedule in physical units needs 'step' in the environment's observe, got observe=\['tokens'\]"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import VectorEnv, VectorWrapper
 from torch import Tensor
 
 from genenv.wrappers.ema_action_smoothing import checked_decay
@@ -39,3 +39,20 @@ class EMAActionSmoothing(GenVectorWrapper):
         result = self.env.step(actions)
         self._average = actions.clone()  # the caller may reuse its tensor
         return result
+
+    def smoothed(self, actions: Tensor) -> Tensor:
+        """Returns the smoothed actions (T, N, ...) of an episode's."""
+        averages = [actions[0]]
+        for action in actions[1:]:
+            averages.append(torch.lerp(action, averages[-1], self.decay))
+        return torch.stack(averages)
+
+
+def smoothing_of(env: VectorEnv) -> list[EMAActionSmoothing]:
+    """Returns the smoothing around an environment, the outermost first."""
+    found = []
+    while isinstance(env, VectorWrapper):
+        if isinstance(env, EMAActionSmoothing) and env.decay:
+            found.append(env)
+        env = env.env
+    return found
