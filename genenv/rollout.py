@@ -168,7 +168,8 @@ def run_episode(
     Args:
         env: a torch GenVectorEnv or wrappers around one, in any autoreset mode.
         actor: maps observations to actions (N, ...), or to a `Decision` with extras to be kept.
-        seed: of `env.reset`; without one the next episode of the current seeds is played.
+        seed: of `env.reset`; without one the next episode of the current seeds is played. With "SameStep" that is not
+            the one which the end of the last episode has begun, but the one after it: a reset leaves out what it finds.
         stream: what the images are made for; only with a seed.
         keep_observations: leave out where memory matters.
     """

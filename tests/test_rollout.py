@@ -153,6 +153,23 @@ def test_the_static_actor_plays_the_schedule_in_physical_units_too():
     assert torch.equal(one.images, other.images)
 
 
+@pytest.mark.parametrize(
+    ("mode", "played"), [("Disabled", [0, 1, 2]), ("NextStep", [0, 1, 2]), ("SameStep", [0, 2, 4])]
+)
+def test_without_a_seed_the_episode_after_the_current_one_is_played(mode, played):
+    env = make(autoreset_mode=mode)
+    numbers = []
+
+    def actor(observation):
+        numbers.append(unwrapped(env).rng.episode)
+        return static_actor(env)(observation)
+
+    for seed in (7, None, None):
+        run_episode(env, actor, seed)
+    horizon = unwrapped(env).sampler.horizon
+    assert numbers == [number for number in played for _ in range(horizon)]
+
+
 def test_a_schedule_in_physical_units_is_not_averaged():
     averaged = make(action_mode="physical", smoothing=0.5)
     with pytest.raises(ValueError, match=r"smoothing must be 0 where .* physical actions, got 0\.5; or use"):
