@@ -219,8 +219,8 @@ class Solver:
 
     Attributes:
         step: takes one evaluation.
-        per_update: evaluations until the latents are on the solution again.
-        per_decision: evaluations on the way to a chosen time.
+        per_update: solver evaluations until the latents are on the solution again.
+        per_decision: solver evaluations on the way to a chosen time.
     """
 
     step: Step

@@ -30,7 +30,7 @@ def make_sampler(
     solver: str = "dpm2s",
     guidance_weight: float | None = None,
 ) -> ODESampler:
-    """Returns the DiT sampler of a named backbone; `num_steps` counts network evaluations."""
+    """Returns the DiT sampler of a named backbone; `num_steps` counts solver evaluations."""
     return make_ode_sampler(
         "dit",
         backbone,

@@ -195,7 +195,7 @@ class ODESampler:
         return {"nfe": state.calls, "time": state.time.float()}
 
     def _solve(self, state: ODEState, weight: Tensor, time: Tensor) -> ODEState:
-        """Returns the state after one evaluation on the way to `time`."""
+        """Returns the state after one solver evaluation on the way to `time`."""
         if state.prediction is None:
             state = self._predict(state, guided=bool((weight != 0).any()))
         assert state.prediction is not None
@@ -224,7 +224,9 @@ def pixels(latents: Tensor) -> Tensor:
 
 
 def num_decisions(solver: str, num_steps: int | None) -> int:
-    """Returns T for a number of network evaluations (guidance pairs) per image, by default 16.
+    """Returns T for a number of solver evaluations of each image, by default 16.
+
+    A solver evaluation is what the solver asks once: one network evaluation or, with guidance, two.
 
     Raises:
         ValueError: if there is no such solver, or it cannot take that number of steps.
