@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 import genenv
@@ -231,14 +231,17 @@ def locked(out: Path) -> Iterator[None]:
         ValueError: if another process holds it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{out} is in use by another process; wait for it, or choose another --out"
-            ) from None
+    lock = FileLock(out / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"{out} is in use by another process; wait for it, or choose another --out"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def check_free(out: Path) -> None:

@@ -399,6 +399,12 @@ def test_a_first_evaluation_of_another_configuration_is_made_again(tmp_path):
     assert kept_or_made(tmp_path, evaluation(fid=7.0), Config(seed=1)).metrics == {"fid": 7.0}
 
 
+def test_the_agents_need_nothing_that_only_unix_has():
+    code = "import sys; sys.modules.update(fcntl=None, resource=None, pwd=None, termios=None); import agents.adagen"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "change",
     [
