@@ -54,8 +54,11 @@ class Release(Download):
     build: Callable[[], nn.Module] = dataclasses.field(kw_only=True)
 
 
-def _hugging_face(repo: str, file: str, build: Callable[[], nn.Module], licence: str) -> Release:
-    return Release(file, f"https://huggingface.co/{repo}", licence, repo=repo, build=build)
+def _hugging_face(
+    repo: str, file: str, build: Callable[[], nn.Module], licence: str, revision: str = "main"
+) -> Release:
+    page = f"https://huggingface.co/{repo}"
+    return Release(file, page, licence, repo=repo, revision=revision, build=build)
 
 
 def _google_drive(key: str, file: str, build: Callable[[], nn.Module], licence: str) -> Release:
@@ -67,14 +70,22 @@ def _policy(name: str, feature_dim: int, num_outputs: int) -> Release:
     return _hugging_face("nzl-thu/AdaGen_Policies", f"{name}.pth", build, "MIT (AdaGen)")
 
 
+VAR_COMMIT = "367386cbd701447557c18f0ba8fb3ad7d761ba75"
+"""Of 19 April 2024: its history names these depths, as they were last changed, and the tokenizer."""
+VAR_DEPTHS_THERE = (16, 20, 30)
+
+
+def _var_file(file: str, build: Callable[[], nn.Module], revision: str) -> Release:
+    return _hugging_face("FoundationVision/var", file, build, "MIT (VAR)", revision)
+
+
 def _var(depth: int) -> Release:
-    build = functools.partial(var_d, depth)
-    return _hugging_face("FoundationVision/var", f"var_d{depth}.pth", build, "MIT (VAR)")
+    revision = VAR_COMMIT if depth in VAR_DEPTHS_THERE else "main"
+    return _var_file(f"var_d{depth}.pth", functools.partial(var_d, depth), revision)
 
 
 def _var_tokenizer(patch_nums: Sequence[int]) -> Release:
-    build = functools.partial(VARVQVAE, patch_nums)
-    return _hugging_face("FoundationVision/var", "vae_ch160v4096z32.pth", build, "MIT (VAR)")
+    return _var_file("vae_ch160v4096z32.pth", functools.partial(VARVQVAE, patch_nums), VAR_COMMIT)
 
 
 def _llamagen(size: str, pixels: int) -> Release:
@@ -130,8 +141,8 @@ RELEASES: dict[str, Release] = {
     "var_d16_policy": _policy("var_d16_policy", 1024, 4),
     "var_d30_policy": _policy("var_d30_policy", 1920, 4),
 }
-"""Checkpoint -> its release. Their sha256 and revisions are not known here: the first file that loads is recorded, and
-kept to."""
+"""Checkpoint -> its release. Their sha256 are not known here, and no revisions but VAR's: the first file that loads is
+recorded, and kept to."""
 
 
 def _adm(pixels: int, file: str) -> Download:
@@ -174,7 +185,12 @@ DOWNLOADS: dict[str, Download] = {
     "adm-imagenet-512": _adm(512, "VIRTUAL_imagenet512.npz"),
     "hpsv2.1": Download("HPS_v2.1_compressed.pt", _HPSV2, "Apache-2.0 (HPSv2)", repo="xswu/HPSv2"),
     "hpsv2.0": Download("HPS_v2_compressed.pt", _HPSV2, "Apache-2.0 (HPSv2)", repo="xswu/HPSv2"),
-    **_of_repository("openai/clip-vit-large-patch14", "MIT (CLIP)", *CLIP_WEIGHTS, *CLIP_PROCESSOR),
+    **_of_repository(
+        "openai/clip-vit-large-patch14",
+        "MIT (CLIP's repository; the card of its weights names none)",
+        *CLIP_WEIGHTS,
+        *CLIP_PROCESSOR,
+    ),
     **_of_repository("yuvalkirstain/PickScore_v1", "MIT (PickScore)", *CLIP_WEIGHTS),
     **_of_repository("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "MIT (OpenCLIP)", *CLIP_PROCESSOR),
 }

@@ -1,6 +1,7 @@
 import argparse
 import dataclasses
 import http.server
+import re
 import sys
 import threading
 from pathlib import Path
@@ -15,7 +16,7 @@ from genenv.checkpoints import CheckpointError, load_release, read_state_dict
 from genenv.models.maskgit import MaskGITTransformer
 from genenv.models.maskgit_vqgan import MaskGITVQGAN
 from genenv.models.policy import PolicyBackbone
-from genenv.releases import BACKBONES, RELEASES
+from genenv.releases import BACKBONES, DOWNLOADS, RELEASES
 from genenv.rollout import run_episode
 from genenv.tiers import backbones_with, load_part
 
@@ -57,6 +58,12 @@ def forbid(monkeypatch):
 def test_every_part_of_a_backbone_is_a_release():
     assert {name for parts in BACKBONES.values() for name in parts.values()} <= RELEASES.keys()
     assert {policy.env_kwargs["backbone"] for policy in RELEASED_POLICIES.values()} <= BACKBONES.keys()
+
+
+def test_a_revision_is_the_newest_or_a_whole_commit():  # the hub resolves no shortened one
+    found = {each.revision for each in DOWNLOADS.values()}
+    assert all(re.fullmatch("main|[0-9a-f]{40}", revision) for revision in found)
+    assert RELEASES["var_d16"].revision == RELEASES["vae_ch160v4096z32"].revision != "main"
 
 
 def test_released_policies_of_var_play_with_the_released_top_k_rule():
