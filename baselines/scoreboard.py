@@ -100,14 +100,32 @@ def read(path: Path) -> list[Row]:
     """
     content = parse_json(path.read_bytes(), str(path))
     if not isinstance(content, dict):
-        return [_of_result(result) for result in parse_results(content, path)]
-    kind, rows = ("run", _of_run) if "rows" in content else ("evaluation", _of_evaluation)
-    try:
-        return rows(content)
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(
-            f"{path} must be the record of a finished {kind}, but lacks {error}; make it again"
-        ) from None
+        kind, found = "baseline", [_of_result(result) for result in parse_results(content, path)]
+    else:
+        kind, rows = ("run", _of_run) if "rows" in content else ("evaluation", _of_evaluation)
+        try:
+            found = rows(content)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} must be the record of a finished {kind}, but lacks {error}; make it again"
+            ) from None
+    for row in found:
+        _check(row, f"{path} must be the record of a finished {kind}")
+    return found
+
+
+def _check(row: Row, rule: str) -> None:
+    """Raises a ValueError for the first value that is not what a table is made of."""
+    task, metrics = row.task, row.metrics
+    if not isinstance(metrics, dict) or "fid" not in metrics:
+        raise ValueError(f"{rule}: its metrics must be an object with fid, got {str(metrics)[:60]}")
+    texts = {"protocol": task.protocol, "name": row.method}
+    whole = {"decisions": task.decisions, "num_images": task.num_images, "seed": row.seed}
+    numbers = {"images": row.images, "seconds": row.seconds} | metrics
+    for values, kinds in ((texts, str), (whole, int), (numbers, int | float)):
+        for name, value in values.items():
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise ValueError(f"{rule}, got {name} {str(value)[:60]}")
 
 
 def _of_result(result: Result) -> Row:
@@ -146,7 +164,7 @@ def _of_evaluation(record: Mapping[str, Any]) -> list[Row]:
 
 
 def _task(env_id: str, env_kwargs: Mapping[str, Any], decisions: int, num_images: int, protocol: str) -> Task:
-    name = env_id.rpartition(":")[2]  # an agent's run keeps the module that registers the id
+    name = str(env_id).rpartition(":")[2]  # an agent's run keeps the module that registers the id
     spec = gym.registry.get(name)
     kwargs = ({} if spec is None else spec.kwargs) | dict(env_kwargs)
     matter = {key: value for key, value in kwargs.items() if key not in OF_THE_POLICY}

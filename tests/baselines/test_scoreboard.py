@@ -165,6 +165,22 @@ def test_two_configurations_of_an_agent_stand_side_by_side_under_their_names(tmp
         (summary(rows=[]), "must be the record of a finished run, but lacks "),
         (evaluation(runs=None), "must be the record of a finished evaluation, but lacks "),
         ({"fid": 3}, "must be the record of a finished evaluation, but lacks 'env_id'"),
+        (
+            evaluation(runs=[{"recall": 0.5}]),
+            "must be the record .* metrics must be an object with fid, got {'re",
+        ),
+        (evaluation(runs={"a": 1}), "must be the record .* metrics must be an object with fid, got a"),
+        (evaluation(runs=[{"fid": "3"}]), "must be the record of a finished evaluation, got fid 3"),
+        (evaluation(env_kwargs=3), "must be the record of a finished evaluation, but lacks "),
+        (evaluation(num_images="many"), "must be the record of a finished evaluation, got num_images many"),
+        (evaluation(protocol=None), "must be the record of a finished evaluation, got protocol None"),
+        (evaluation(name=["a"]), r"must be the record of a finished evaluation, got name \['a'\]"),
+        (summary(seed=[1]), r"must be the record of a finished run, got seed \[1\]"),
+        (summary(seconds="1"), "must be the record of a finished run, got seconds 1"),
+        (
+            [vars(result("a", 0, 1.0)) | {"metrics": [1]}],
+            "must be the record of a finished baseline: its metrics",
+        ),
         ([{"fid": 3}], "must hold the results of a baseline: entry 0 has no 'decisions'"),
     ],
 )
