@@ -264,11 +264,15 @@ def _policy(
         raise CommandError(
             f"--policy must name a function that is called as ({arguments}){also}, got {function!r}"
         )
-    actor = function(*folder, **place)
+    actor: Actor = function(*folder, **place)
     trained_on = getattr(actor, "env_id", env_id)
     if trained_on.rpartition(":")[2] != env_id:
         raise CommandError(
             f"the policy of {options.run_dir or options.policy} was trained on {trained_on}, got {env_id}"
+        )
+    if not callable(actor):
+        raise CommandError(
+            f"--policy {options.policy} must give an actor, called with observations, got {actor!r}"
         )
     return env_id, dict(getattr(actor, "env_kwargs", {})) | env_kwargs, lambda env: actor
 
@@ -450,7 +454,7 @@ def json_object(name: str, text: str) -> dict[str, Any]:
     try:
         return parse_object(text, "it")
     except ValueError as error:
-        raise CommandError(f"{name} must be a JSON object, got {text!r} ({error})") from None
+        raise CommandError(f"{name} must be a JSON object, got {text[:200]!r} ({error})") from None
 
 
 @contextlib.contextmanager

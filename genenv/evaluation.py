@@ -115,7 +115,7 @@ class Evaluator:
         protocol: of the judge, by default the backbone's own; see `genenv.metrics.judge.Judge`.
 
     Raises:
-        ValueError: if there is no such id.
+        ValueError: if there is no such id, or too few or many images.
     """
 
     def __init__(
@@ -128,6 +128,10 @@ class Evaluator:
     ):
         kwargs = defaults(env_id) | dict(env_kwargs or {})
         kwargs |= {"contexts": LABEL_PLAN, "reward": "none", "autoreset_mode": "Disabled", "output": "torch"}
+        if num_images > MAX_SEED - SURPLUS:
+            raise ValueError(
+                f"num_images must be at most {MAX_SEED - SURPLUS}, one seed each, got {num_images}"
+            )
         self.num_images = num_images
         self.backbone: str = kwargs["backbone"]
         device = torch_device(str(kwargs.get("device", "cpu")))

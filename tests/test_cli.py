@@ -376,6 +376,9 @@ def test_report_calls_the_writer(monkeypatch, tmp_path):
         ("play no_such:My/Env-v0", "env_id 'no_such:My/Env-v0' cannot be loaded: No module named 'no_such'"),
         ("bench --env-kwargs [1]", "--env-kwargs must be a JSON object, got '[1]'"),
         ("check --env-kwargs {", "--env-kwargs must be a JSON object, got '{'"),
+        ('check --env-kwargs {"num_steps":1,"num_steps":2}', "(it: num_steps is there twice)"),
+        (f"check --env-kwargs {9999 * '['}", "(it is not readable JSON: its brackets are nested too deeply)"),
+        ('check --env-kwargs {"autoreset_mode":"Never"}', "autoreset_mode must be one of"),
         ('check --env-kwargs {"frameskip":4}', "frameskip"),
         ('play --env-kwargs {"num_envs":3}', "--env-kwargs has no num_envs"),
         ("check --num-steps 0", "num_steps must be at least 1, got 0"),
@@ -387,6 +390,8 @@ def test_report_calls_the_writer(monkeypatch, tmp_path):
         ("evaluate --batch-size 0", "--batch-size must be at least 1, got 0"),
         ("evaluate --num-images 0", "more images than the 64 feature dimensions, got 0"),
         ("evaluate --num-images 64", "more images than the 64 feature dimensions, got 64"),
+        (f"evaluate --num-images {10**23}", "num_images must be at most 9223372032559808511, one seed each"),
+        ("evaluate --policy os:getcwd --num-images 70", "--policy os:getcwd must give an actor, called with"),
         ("evaluate --device cuda:99", "device 'cuda:99' cannot be used here"),
         ("evaluate --protocol adagen", "protocol must be one of digits for backbone 'digits', got 'adagen'"),
         (
