@@ -41,8 +41,11 @@ def check(env_id: str, **env_kwargs: Any) -> Iterator[tuple[str, str | None]]:
 
     Args:
         env_id: a registered id.
-        env_kwargs: keyword arguments of the environment.
+        env_kwargs: keyword arguments of the environment; each promise chooses its own output and autoreset mode.
     """
+    given: dict[str, Any] = {"reward": "none"} | env_kwargs
+    gym.make_vec(env_id, num_envs=NUM_ENVS, **given)  # the user's mistakes first
+    env_kwargs = {k: v for k, v in env_kwargs.items() if k not in ("output", "autoreset_mode")}
 
     def make(num_envs: int = NUM_ENVS, **kwargs: Any) -> Any:
         merged: dict[str, Any] = {"reward": "none"} | env_kwargs | kwargs

@@ -110,6 +110,11 @@ def test_rounding_that_strong_guidance_enlarges_breaks_no_promise(num_steps):
     assert not broken("AdaGen/DiT-v0", {"action_mode": "physical", "num_steps": num_steps})
 
 
+@pytest.mark.parametrize("kwargs", [{"output": "numpy"}, {"autoreset_mode": "NextStep"}])
+def test_the_promises_choose_what_they_are_about_themselves(kwargs):
+    assert not broken("AdaGen/MaskGIT-v0", {"num_steps": 1} | kwargs)
+
+
 LEAKS = {
     "the mean of the batch": lambda x: x + 1e-6 * x.mean(0, keepdim=True),
     "the neighbour": lambda x: x + 1e-6 * x.roll(1, 0),
