@@ -54,9 +54,17 @@ class NoisePath(ABC):
     def data(self, latents: Tensor, time: Tensor, output: Tensor) -> Tensor:
         """Returns the data D that a network output stands for."""
 
+    @abstractmethod
+    def time_of(self, level: Tensor) -> Tensor:
+        """Returns the time of a noise level, the inverse of `noise_level`; 0 is the data."""
+
     def alpha(self, time: Tensor) -> Tensor:
         """Returns alpha."""
         return self.log_alpha(time).exp()
+
+    def noise_level(self, time: Tensor) -> Tensor:
+        """Returns sigma / alpha, the noise beside data of their own scale: EDM's sigma (Karras et al. 2022)."""
+        return self.sigma(time) / self.alpha(time)
 
     def log_snr(self, time: Tensor) -> Tensor:
         """Returns lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio."""
@@ -93,6 +101,12 @@ class VPLinear(NoisePath):
         """Returns sqrt(1 - alpha^2)."""
         return (-torch.expm1(2 * self.log_alpha(time))).sqrt()
 
+    def time_of(self, level: Tensor) -> Tensor:
+        """Returns the root of (beta_1 - beta_0) t^2 / 2 + beta_0 t = log(1 + level^2), without cancellation."""
+        log_variance = (level**2).log1p()
+        root = (self.beta_0**2 + 2 * (self.beta_1 - self.beta_0) * log_variance).sqrt()
+        return 2 * log_variance / (self.beta_0 + root)
+
     def output(self, data: Tensor, noise: Tensor) -> Tensor:
         """Returns E."""
         return noise
@@ -126,6 +140,10 @@ class LinearPath(NoisePath):
         """Returns 1 - t."""
         return 1 - time
 
+    def time_of(self, level: Tensor) -> Tensor:
+        """Returns 1 / (1 + level)."""
+        return 1 / (1 + level)
+
     def output(self, data: Tensor, noise: Tensor) -> Tensor:
         """Returns D - E."""
         return data - noise
@@ -137,6 +155,29 @@ class LinearPath(NoisePath):
     def data(self, latents: Tensor, time: Tensor, output: Tensor) -> Tensor:
         """Returns x + (1 - t) v."""
         return latents + per_image(1 - time, latents) * output
+
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""D(x; sigma): the data (N, ...) expected behind x = data + sigma noise (N, ...), with sigma (N,) float64."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PathDenoiser:
+    """D(x; sigma) of a network on a path, whose latents are alpha x (Karras et al. 2022, app. C).
+
+    Attributes:
+        path: what the network was trained on.
+        network: (latents (N, ...), times (N,) of the path) -> output (N, ...), guided where that is wanted.
+    """
+
+    path: NoisePath
+    network: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the data (N, ...) expected behind x (N, ...) at noise levels (N,) float64."""
+        time = self.path.time_of(sigma)
+        latents = per_image(self.path.alpha(time), x) * x
+        return self.path.data(latents, time, self.network(latents, time))
 
 
 @dataclasses.dataclass(frozen=True)

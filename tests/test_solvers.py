@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, LinearPath, VPLinear, per_image
+from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, LinearPath, PathDenoiser, VPLinear, per_image
 
 PATHS = {"vp": VPLinear(), "linear": LinearPath()}
 SPREAD = 0.7
@@ -69,6 +69,24 @@ def test_noise_and_data_of_an_output_make_up_the_latents(path):
     output = path.output(data, noise)
     torch.testing.assert_close(path.noise(latents, time, output), noise)
     torch.testing.assert_close(path.data(latents, time, output), data)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_a_noise_level_has_one_time(path):
+    level = torch.tensor([0.0, 1e-6, 1e-3, 0.02, 0.7, 3.0, 80.0, 150.0], dtype=torch.float64)
+    time = path.time_of(level)
+    torch.testing.assert_close(path.noise_level(time), level, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(path.noise_level(time[1:]).log(), -path.log_snr(time[1:]))
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_a_network_on_a_path_is_a_denoiser(path):
+    torch.manual_seed(0)
+    level = torch.tensor([0.01, 0.3, 2.0, 40.0], dtype=torch.float64)
+    x = torch.randn(4, 2, 3, dtype=torch.float64) * per_image(level + SPREAD, torch.empty(4, 2, 3).double())
+    denoiser = PathDenoiser(path, lambda latents, time: gaussian_output(path, latents, time))
+    expected = x * SPREAD**2 / (SPREAD**2 + per_image(level, x) ** 2)
+    torch.testing.assert_close(denoiser(x, level), expected)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -15,7 +15,7 @@ from genenv.fields import feature_field, latent_field, limit_latents, shown_feat
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, Purpose
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, setting
-from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, NoisePath, Solver
+from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, NoisePath, PathDenoiser, Solver
 from genenv.tiers import load_part, parts_of
 
 
@@ -175,11 +175,11 @@ class ODESampler:
             context: (N,).
             weight: guidance weights (N,); None for none.
         """
-        state = ODEState(latents, time, context, 0, torch.zeros_like(context), None, None)
-        prediction = self._predict(state, guided=weight is not None).prediction
-        assert prediction is not None
-        output = prediction.conditional.float() if weight is None else self.guided(prediction, weight)
-        return self.path.data(latents, time, output)
+        return self.path.data(latents, time, self._output(latents, time, context, weight))
+
+    def denoiser(self, context: Context, weight: Tensor | None = None) -> PathDenoiser:
+        """Returns D(x; sigma) for contexts (N,) and guidance weights (N,), at x = data + sigma noise."""
+        return PathDenoiser(self.path, lambda latents, time: self._output(latents, time, context, weight))
 
     def decode(self, state: ODEState) -> Tensor:
         """Returns images (N, C', H, W) of the latents as they are, noise included."""
@@ -193,6 +193,13 @@ class ODESampler:
     def diagnostics(self, state: ODEState) -> dict[str, Tensor]:
         """Returns the network evaluations so far, and the time of the latents after the limits."""
         return {"nfe": state.calls, "time": state.time.float()}
+
+    def _output(self, latents: Tensor, time: Tensor, context: Context, weight: Tensor | None) -> Tensor:
+        """Returns what the network says (N, C, h, w) at times (N,), guided by weights (N,) that are not None."""
+        state = ODEState(latents, time, context, 0, torch.zeros_like(context), None, None)
+        prediction = self._predict(state, guided=weight is not None).prediction
+        assert prediction is not None
+        return prediction.conditional.float() if weight is None else self.guided(prediction, weight)
 
     def _solve(self, state: ODEState, weight: Tensor, time: Tensor) -> ODEState:
         """Returns the state after one solver evaluation on the way to `time`."""

@@ -65,6 +65,18 @@ def test_the_denoised_data_are_what_a_solver_steps_towards(env_id, weight):
 
 
 @pytest.mark.parametrize("env_id", ["AdaGen/DiT-v0", "AdaGen/SiT-v0"])
+@pytest.mark.parametrize("weight", [None, 1.7])
+def test_the_denoiser_of_a_noise_level_is_that_of_its_time(env_id, weight):
+    env, context, states = sampled(env_id)
+    state, path = states[2], env.sampler.path
+    weights = None if weight is None else torch.full((N,), weight)
+    scaled = state.latents / path.alpha(state.time).float()[:, None, None, None]
+    found = env.sampler.denoiser(context, weights)(scaled, path.noise_level(state.time))
+    expected = env.sampler.denoise(state.latents, state.time, context, weights)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("env_id", ["AdaGen/DiT-v0", "AdaGen/SiT-v0"])
 def test_denoising_a_real_digit_a_little_gives_it_back(env_id):
     from genenv.data import digits
 
