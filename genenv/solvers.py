@@ -6,16 +6,21 @@ from s to t that holds the data still is exact (Lu et al. 2022, "DPM-Solver++", 
     x_t = sigma_t / sigma_s x_s - alpha_t expm1(lambda_s - lambda_t) D
 
 The solvers differ in the D they put there. Times are (N,) float64, latents and network outputs (N, ...) float32.
+
+`sample` takes them along a grid of noise levels for any denoiser D(x; sigma): EDM's variables, in which alpha is 1.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 MIN_STEP = 0.01
 """Least change of the time in a decision."""
@@ -157,6 +162,41 @@ class LinearPath(NoisePath):
         return latents + per_image(1 - time, latents) * output
 
 
+@dataclasses.dataclass(frozen=True)
+class VarianceExploding(NoisePath):
+    """The path x = D + sigma E whose time is sigma (Karras et al. 2022); the output is its slope dx/dsigma, the noise.
+
+    Time runs down: 0 is data.
+    """
+
+    noise_time: float = 80.0
+    data_time: float = 0.0
+
+    def log_alpha(self, time: Tensor) -> Tensor:
+        """Returns 0."""
+        return torch.zeros_like(time)
+
+    def sigma(self, time: Tensor) -> Tensor:
+        """Returns the time."""
+        return time
+
+    def time_of(self, level: Tensor) -> Tensor:
+        """Returns the level."""
+        return level
+
+    def output(self, data: Tensor, noise: Tensor) -> Tensor:
+        """Returns E."""
+        return noise
+
+    def noise(self, latents: Tensor, time: Tensor, output: Tensor) -> Tensor:
+        """Returns the output."""
+        return output
+
+    def data(self, latents: Tensor, time: Tensor, output: Tensor) -> Tensor:
+        """Returns x - sigma E."""
+        return latents - per_image(time, latents) * output
+
+
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """D(x; sigma): the data (N, ...) expected behind x = data + sigma noise (N, ...), with sigma (N,) float64."""
 
@@ -178,6 +218,54 @@ class PathDenoiser:
         time = self.path.time_of(sigma)
         latents = per_image(self.path.alpha(time), x) * x
         return self.path.data(latents, time, self.network(latents, time))
+
+
+def reverse_flow(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+    """Returns F = (D(x; sigma) - x) / sigma (N, ...), the slope of the flow towards the data: -dx/dsigma.
+
+    Args:
+        denoiser: D.
+        x: (N, ...).
+        sigma: (N,) float64, above 0.
+    """
+    return (denoiser(x, sigma) - x) / per_image(sigma, x)
+
+
+def flow_acceleration(
+    denoiser: Denoiser, x: Tensor, sigma: Tensor, flow: Tensor, difference: float | None = None
+) -> Tensor:
+    """Returns Q (N, ...), the change of F along the flow per unit of falling sigma, (dF/dx) F - dF/dsigma.
+
+    An Euler step of length h errs by h^2 Q / 2 (ART, arXiv 2601.18681, eq. 8).
+
+    Args:
+        denoiser: D.
+        x: (N, ...).
+        sigma: (N,) float64, above 0.
+        flow: F there, as of `reverse_flow`.
+        difference: None for one Jacobian-vector product in forward mode, exact, with attention's math backend, which
+            alone has one. A number d for central differences of step d sigma, two evaluations more, for networks
+            without forward mode; they smooth whatever is finer than the step.
+
+    Raises:
+        ValueError: if `difference` does not lie between 0 and 1.
+    """
+
+    def slope(x: Tensor, sigma: Tensor) -> Tensor:
+        return reverse_flow(denoiser, x, sigma)
+
+    if difference is None:
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+            warnings.filterwarnings(
+                "ignore", "`torch.jit.script` is deprecated", FutureWarning
+            )  # of torch's own
+            point = x.contiguous(), sigma.contiguous()  # an expanded tensor cannot carry a tangent
+            return torch.func.jvp(slope, point, (flow.contiguous(), torch.full_like(point[1], -1)))[1]
+    if not 0 < difference < 1:
+        raise ValueError(f"difference must lie between 0 and 1, got {difference}")
+    step = difference * sigma
+    move = per_image(step, x) * flow
+    return (slope(x + move, sigma - step) - slope(x - move, sigma + step)) / per_image(2 * step, x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,3 +363,99 @@ SOLVERS = {
     "heun": Solver(heun, per_update=2, per_decision=2),
     "dpmpp2m": Solver(dpmpp2m),
 }
+
+
+EVALUATIONS = {"euler": 1, "heun": 2, "rk4": 4, "dpmpp2m": 1}
+"""The solvers of `sample` -> evaluations of a step; the last one, to the noise level 0, is always Euler's, with one."""
+
+
+def evaluations(solver: str, steps: int) -> int:
+    """Returns how often a solver asks the denoiser on a grid of `steps` steps: its NFE.
+
+    Raises:
+        ValueError: if it takes no grid, or there are no steps.
+    """
+    if solver not in EVALUATIONS:
+        raise ValueError(f"solver of a grid must be one of {', '.join(EVALUATIONS)}, got {solver!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    return EVALUATIONS[solver] * (steps - 1) + 1
+
+
+def noise_levels(levels: Tensor | Sequence[float]) -> Tensor:
+    """Returns a grid (K+1,) as float64.
+
+    Raises:
+        ValueError: if it is not K+1 >= 2 finite numbers that fall, the last of them 0.
+    """
+    grid = torch.as_tensor(levels, dtype=torch.float64)
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"a grid must be a list of at least 2 noise levels, got {grid.tolist()}")
+    if not bool(grid.isfinite().all()) or grid[-1] != 0:
+        raise ValueError(f"a grid must hold finite noise levels and end at 0, got {grid.tolist()}")
+    rising = (grid.diff() >= 0).nonzero()
+    if len(rising):
+        k = int(rising[0])
+        raise ValueError(f"a grid must fall, got {grid[k]:g} before {grid[k + 1]:g} at step {k}")
+    return grid
+
+
+def sample(
+    denoiser: Denoiser, x: Tensor, levels: Tensor | Sequence[float], solver: str = "heun"
+) -> tuple[Tensor, int]:
+    """Returns the data that the probability-flow ODE leads to, and the evaluations spent on each (Karras et al. 2022).
+
+    `euler`, `heun` (algorithm 1) and `dpmpp2m` (Lu et al. 2022) are the rules of the environments on this path, `rk4`
+    is the classical Runge-Kutta rule. With K steps they cost K, 2K - 1, K and 4K - 3 evaluations.
+
+    Args:
+        denoiser: D(x; sigma).
+        x: (N, ...) at the first noise level: that many times standard normal noise, if the level is high.
+        levels: (K+1,) noise levels that fall, the last 0.
+        solver: "euler", "heun", "rk4" or "dpmpp2m".
+
+    Raises:
+        ValueError: if the solver takes no grid, the grid does not fall to 0, or the denoiser says what is not finite.
+    """
+    grid = noise_levels(levels)
+    total = evaluations(solver, len(grid) - 1)
+    path, memory, finite = VarianceExploding(), None, []
+
+    def slope(x: Tensor, sigma: Tensor) -> Tensor:
+        data = denoiser(x, sigma)
+        finite.append(data.isfinite().all())
+        return (x - data) / per_image(sigma, x)
+
+    for start, end in itertools.pairwise(grid.to(x.device)):
+        now, then = start.expand(len(x)), end.expand(len(x))
+        last = len(finite) == total - 1
+        if solver == "rk4" and not last:
+            x = _rk4(slope, x, now, then)
+            continue
+        rule = SOLVERS["euler" if last else solver]
+        for _ in range(rule.per_decision):
+            x, memory = rule.step(path, Evaluation(x, now, slope(x, now)), memory, then)
+            now = then
+    _check_finite(finite, grid, EVALUATIONS[solver])
+    return x, len(finite)
+
+
+def _rk4(slope: Callable[[Tensor, Tensor], Tensor], x: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Returns x (N, ...) at times `end` (N,): one step of the classical Runge-Kutta rule, of fourth order."""
+    step, middle = per_image(end - start, x), (start + end) / 2
+    first = slope(x, start)
+    second = slope(x + step / 2 * first, middle)
+    third = slope(x + step / 2 * second, middle)
+    fourth = slope(x + step * third, end)
+    return x + step / 6 * (first + 2 * second + 2 * third + fourth)
+
+
+def _check_finite(finite: Sequence[Tensor], grid: Tensor, per_step: int) -> None:
+    """Raises a ValueError if an evaluation was not finite; asks once, since a device would wait for each answer."""
+    wrong = (~torch.stack(list(finite))).nonzero()
+    if len(wrong):
+        k = int(wrong[0]) // per_step
+        raise ValueError(
+            f"the denoiser said what is not finite in step {k}, from noise level {grid[k]:g} to {grid[k + 1]:g}; "
+            "is the first level within what it was trained on?"
+        )

@@ -4,7 +4,22 @@ import math
 import pytest
 import torch
 
-from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, LinearPath, PathDenoiser, VPLinear, per_image
+from genenv import grids
+from genenv.solvers import (
+    EVALUATIONS,
+    MIN_STEP,
+    SOLVERS,
+    Evaluation,
+    LinearPath,
+    PathDenoiser,
+    VarianceExploding,
+    VPLinear,
+    evaluations,
+    flow_acceleration,
+    per_image,
+    reverse_flow,
+    sample,
+)
 
 PATHS = {"vp": VPLinear(), "linear": LinearPath()}
 SPREAD = 0.7
@@ -22,6 +37,11 @@ def gaussian_output(path, x, time):
     alpha, sigma = per_image(path.alpha(time), x), per_image(path.sigma(time), x)
     scaled = x / (alpha**2 * SPREAD**2 + sigma**2)
     return path.output(data=alpha * SPREAD**2 * scaled, noise=sigma * scaled)
+
+
+def gaussian_denoiser(x, sigma):
+    """The mean of that data behind x = data + sigma noise."""
+    return x * SPREAD**2 / (SPREAD**2 + per_image(sigma, x) ** 2)
 
 
 def gaussian_scale(path, time):
@@ -59,7 +79,7 @@ def test_the_diffusion_path_integrates_its_beta():
     torch.testing.assert_close(VPLinear().log_alpha(time[-1]), -integral / 2)
 
 
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("path", [*PATHS.values(), VarianceExploding()], ids=[*PATHS, "ve"])
 def test_noise_and_data_of_an_output_make_up_the_latents(path):
     torch.manual_seed(0)
     data, noise = torch.randn(2, 5, 3, 4, 4).double()
@@ -85,8 +105,7 @@ def test_a_network_on_a_path_is_a_denoiser(path):
     level = torch.tensor([0.01, 0.3, 2.0, 40.0], dtype=torch.float64)
     x = torch.randn(4, 2, 3, dtype=torch.float64) * per_image(level + SPREAD, torch.empty(4, 2, 3).double())
     denoiser = PathDenoiser(path, lambda latents, time: gaussian_output(path, latents, time))
-    expected = x * SPREAD**2 / (SPREAD**2 + per_image(level, x) ** 2)
-    torch.testing.assert_close(denoiser(x, level), expected)
+    torch.testing.assert_close(denoiser(x, level), gaussian_denoiser(x, level))
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -164,3 +183,128 @@ def test_times_go_forward_and_end_short_of_the_data(path, wanted, current, given
     current = None if current is None else torch.tensor([current], dtype=torch.float64)
     limited = PATHS[path].limit(torch.tensor([wanted], dtype=torch.float64), current)
     assert limited.item() == pytest.approx(given, abs=1e-12)
+
+
+def end_of(solver, steps, dtype=torch.float64):
+    """Returns how far a solver's end is from the exact one, on a grid whose last step, always Euler's, is tiny."""
+    levels = grids.edm(steps, 5.0, 1e-5, rho=4.0)
+    x, _ = sample(gaussian_denoiser, torch.ones(1, 1, dtype=dtype), levels, solver)
+    return abs(x.item() - SPREAD / math.sqrt(SPREAD**2 + 25))
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("dpmpp2m", 2), ("rk4", 4)])
+def test_a_solver_has_its_order_on_a_grid(solver, order):
+    assert math.log2(end_of(solver, 40) / end_of(solver, 80)) == pytest.approx(order, abs=0.15)
+    assert end_of(solver, 20) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("solver", "count"),
+    [
+        ("euler", lambda k: k),
+        ("heun", lambda k: 2 * k - 1),
+        ("rk4", lambda k: 4 * k - 3),
+        ("dpmpp2m", lambda k: k),
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 2, 5, 18])
+def test_a_solver_asks_the_denoiser_as_often_as_it_says(solver, count, steps):
+    asked = []
+
+    def denoiser(x, sigma):
+        assert sigma.shape == (3,)
+        assert (sigma == sigma[0]).all()
+        asked.append(sigma[0].item())
+        return gaussian_denoiser(x, sigma)
+
+    levels = grids.uniform(steps, 2.0)
+    _, nfe = sample(denoiser, torch.ones(3, 2, 2), levels, solver)
+    assert nfe == len(asked) == count(steps) == evaluations(solver, steps)
+    assert set(levels[:-1].tolist()) <= set(asked)
+    assert min(asked) > 0
+
+
+@pytest.mark.parametrize("solver", EVALUATIONS)
+def test_a_single_step_goes_to_the_denoised_data_with_any_solver(solver):
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    found, _ = sample(gaussian_denoiser, x, [4.0, 0.0], solver)
+    torch.testing.assert_close(found, gaussian_denoiser(x, torch.full((3,), 4.0)))
+
+
+def test_a_step_of_heun_is_algorithm_1_of_edm():
+    x, (first, second) = torch.tensor([[1.3]], dtype=torch.float64), (2.0, 0.7)
+
+    def slope(x, sigma):
+        return (x - x * SPREAD**2 / (SPREAD**2 + sigma**2)) / sigma
+
+    middle = x + (second - first) * slope(x, first)
+    corrected = x + (second - first) * (slope(x, first) + slope(middle, second)) / 2
+    found, _ = sample(gaussian_denoiser, x, [first, second, 0.0], "heun")
+    torch.testing.assert_close(found, corrected - second * slope(corrected, second))
+
+
+@pytest.mark.parametrize("difference", [None, 0.001])
+def test_the_acceleration_of_gaussian_data_is_known(difference):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64)
+    sigma = torch.tensor([0.01, 0.2, 1.0, 7.0, 60.0], dtype=torch.float64)
+    flow = reverse_flow(gaussian_denoiser, x, sigma)
+    torch.testing.assert_close(flow, -per_image(sigma / (SPREAD**2 + sigma**2), x) * x)
+    found = flow_acceleration(gaussian_denoiser, x, sigma, flow, difference)
+    expected = per_image(SPREAD**2 / (SPREAD**2 + sigma**2) ** 2, x) * x
+    torch.testing.assert_close(found, expected, rtol=1e-5 if difference else 1e-10, atol=0)
+
+
+def test_one_noise_level_may_stand_for_all_points():
+    x, sigma = torch.ones(1, 2).expand(3, 2), torch.tensor(0.4).double().expand(3)
+    expected = SPREAD**2 / (SPREAD**2 + 0.16) ** 2 * x
+    flow = reverse_flow(gaussian_denoiser, x, sigma)
+    torch.testing.assert_close(flow_acceleration(gaussian_denoiser, x, sigma, flow), expected)
+
+
+@pytest.mark.parametrize("difference", [0.0, 1.0, -0.1, math.nan])
+def test_a_difference_must_stay_above_the_noise_level_0(difference):
+    x, sigma = torch.ones(1, 1), torch.ones(1).double()
+    with pytest.raises(ValueError, match=f"difference must lie between 0 and 1, got {difference}"):
+        flow_acceleration(gaussian_denoiser, x, sigma, x, difference)
+
+
+@pytest.mark.parametrize(
+    ("levels", "solver", "message"),
+    [
+        ([1.0, 0.0], "dpm2s", "solver of a grid must be one of euler, heun, rk4, dpmpp2m, got 'dpm2s'"),
+        ([1.0], "heun", r"a list of at least 2 noise levels, got \[1.0\]"),
+        ([], "heun", r"a list of at least 2 noise levels, got \[\]"),
+        ([[1.0, 0.0]], "heun", "a list of at least 2 noise levels"),
+        ([1.0, 0.5], "heun", r"end at 0, got \[1.0, 0.5\]"),
+        ([math.nan, 0.0], "heun", "must hold finite noise levels"),
+        ([math.inf, 1.0, 0.0], "heun", "must hold finite noise levels"),
+        ([1.0, 2.0, 0.0], "heun", "a grid must fall, got 1 before 2 at step 0"),
+        ([3.0, 2.0, 2.0, 0.0], "heun", "a grid must fall, got 2 before 2 at step 1"),
+        ([3.0, -2.0, 0.0], "heun", "a grid must fall, got -2 before 0 at step 1"),
+    ],
+)
+def test_a_grid_that_a_solver_cannot_take_is_refused(levels, solver, message):
+    with pytest.raises(ValueError, match=message):
+        sample(gaussian_denoiser, torch.ones(1, 1), levels, solver)
+
+
+def test_no_steps_have_no_number_of_evaluations():
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        evaluations("heun", 0)
+
+
+@pytest.mark.parametrize("solver", EVALUATIONS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_denoiser_that_says_no_number_is_told_with_its_step(solver, bad):
+    asked = []
+
+    def denoiser(x, sigma):
+        asked.append(sigma)
+        data = gaussian_denoiser(x, sigma)
+        if len(asked) > 2 * EVALUATIONS[solver]:  # from step 2 on
+            data[-1] = bad
+        return data
+
+    with pytest.raises(ValueError, match=r"not finite in step 2, from noise level 0.5 to 0.1"):
+        sample(denoiser, torch.ones(3, 2), [2.0, 1.0, 0.5, 0.1, 0.0], solver)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genenv.rng import BatchRng
+from genenv.solvers import flow_acceleration, reverse_flow
 
 N = 4
 
@@ -74,6 +75,21 @@ def test_the_denoiser_of_a_noise_level_is_that_of_its_time(env_id, weight):
     found = env.sampler.denoiser(context, weights)(scaled, path.noise_level(state.time))
     expected = env.sampler.denoise(state.latents, state.time, context, weights)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "level", "difference"),
+    [("AdaGen/SiT-v0", 3.0, 0.01), ("AdaGen/SiT-v0", 0.1, 0.01), ("AdaGen/DiT-v0", 0.1, 0.003)],
+)
+def test_forward_mode_and_central_differences_agree_on_the_acceleration(env_id, level, difference):
+    sampler = gym.make_vec(env_id, num_envs=1, reward="none").unwrapped.sampler
+    generator, sigma = torch.Generator().manual_seed(0), torch.full((N,), level, dtype=torch.float64)
+    x = (level**2 + 0.5) ** 0.5 * torch.randn(N, *sampler.fields["latents"].shape, generator=generator)
+    denoiser = sampler.denoiser(torch.arange(N), torch.full((N,), 0.5))
+    with torch.no_grad():
+        flow = reverse_flow(denoiser, x, sigma)
+        exact, near = (flow_acceleration(denoiser, x, sigma, flow, d) for d in (None, difference))
+    assert (near - exact).norm() < 1e-3 * exact.norm()
 
 
 @pytest.mark.parametrize("env_id", ["AdaGen/DiT-v0", "AdaGen/SiT-v0"])

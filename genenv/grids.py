@@ -1,0 +1,207 @@
+"""Grids of noise levels: where a sampler of K steps evaluates its network.
+
+A grid is (K+1,) float64, EDM's sigma (x = data + sigma noise), falling strictly from sigma_max to exactly 0. The
+solvers of `genenv.solvers.sample` take it, and any path turns it into times (`NoisePath.time_of`).
+
+Hand-made grids are functions of K, sigma_max and their own settings. Those with a smallest level have K levels from
+sigma_max to sigma_min and the 0 behind them, as their papers have it for images; `edm` may fall to 0 by itself instead.
+`closed_form` follows the generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from genenv.solvers import Denoiser, flow_acceleration, noise_levels, reverse_flow
+
+
+def uniform(steps: int, sigma_max: float) -> Tensor:
+    """Returns levels evenly spaced in sigma."""
+    _check(steps, sigma_max)
+    return _ending_at_0(sigma_max * _falling(steps))
+
+
+def edm(steps: int, sigma_max: float = 80.0, sigma_min: float = 0.002, rho: float = 7.0) -> Tensor:
+    """Returns levels evenly spaced in sigma^(1/rho) (Karras et al. 2022, eq. 5).
+
+    Args:
+        steps: K.
+        sigma_max: the first level.
+        sigma_min: the last level above 0; with a sigma_min of 0 the K steps end there.
+        rho: how much shorter the steps near the data are; a tuned variant has another (ART's: 3).
+
+    Raises:
+        ValueError: if steps < 1, not 0 <= sigma_min < sigma_max, or rho is not above 0.
+    """
+    _check(steps, sigma_max, sigma_min or None)
+    if not 0 < rho < math.inf:
+        raise ValueError(f"rho must be a number above 0, got {rho}")
+    if sigma_min == 0:
+        return _ending_at_0(sigma_max * _falling(steps) ** rho)
+    first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return _behind(steps, sigma_max, lambda share: (first + share * (last - first)) ** rho)
+
+
+def log_snr(steps: int, sigma_max: float = 80.0, sigma_min: float = 0.002) -> Tensor:
+    """Returns levels evenly spaced in log sigma, that is in the log signal-to-noise ratio (Lu et al. 2022, DPM-Solver).
+
+    Raises:
+        ValueError: if steps < 1, or not 0 < sigma_min < sigma_max.
+    """
+    _check(steps, sigma_max, sigma_min)
+    return _behind(steps, sigma_max, lambda share: sigma_max * (sigma_min / sigma_max) ** share)
+
+
+def cosine(steps: int, sigma_max: float) -> Tensor:
+    """Returns levels evenly spaced in arctan sigma: uniform times of the cosine path (Nichol and Dhariwal 2021).
+
+    For standard normal data these are the best levels there are for Euler's rule, by KL (Sabour et al. 2024) and by W2.
+    """
+    _check(steps, sigma_max)
+    return _ending_at_0((math.atan(sigma_max) * _falling(steps)).tan())
+
+
+def flow_time(steps: int, sigma_max: float) -> Tensor:
+    """Returns levels evenly spaced in the time t = 1 / (1 + sigma) of the straight path: SiT's own (Ma et al. 2024)."""
+    _check(steps, sigma_max)
+    time = 1 - sigma_max / (1 + sigma_max) * _falling(steps)
+    return _ending_at_0(1 / time - 1)
+
+
+GRIDS: dict[str, Callable[[int, float, float], Tensor]] = {
+    "uniform": lambda steps, sigma_max, sigma_min: uniform(steps, sigma_max),
+    "edm": edm,
+    "log_snr": log_snr,
+    "cosine": lambda steps, sigma_max, sigma_min: cosine(steps, sigma_max),
+    "flow_time": lambda steps, sigma_max, sigma_min: flow_time(steps, sigma_max),
+}
+"""Names of the hand-made grids -> (K, sigma_max, sigma_min) -> levels (K+1,); some have no sigma_min."""
+
+
+def named(name: str, steps: int, sigma_max: float, sigma_min: float) -> Tensor:
+    """Returns a hand-made grid by its name in `GRIDS`; ValueError for another."""
+    if name not in GRIDS:
+        raise ValueError(f"grid must be one of {', '.join(GRIDS)}, or a list of noise levels, got {name!r}")
+    return GRIDS[name](steps, sigma_max, sigma_min)
+
+
+ALIGN_YOUR_STEPS = {
+    "stable-diffusion-1.5": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.0),
+    "deepfloyd-if-stage-1": (160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186, 0.030, 0.0),
+    "stable-video-diffusion": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.0),
+}
+"""Published grids of 10 steps (Sabour et al. 2024, table 3); their smallest level, 0.002 to 0.029, is 0 here."""
+
+
+def align_your_steps(model: str, steps: int = 10) -> Tensor:
+    """Returns the published grid of a model in `ALIGN_YOUR_STEPS`, resampled where it is not 10 steps."""
+    if model not in ALIGN_YOUR_STEPS:
+        raise ValueError(f"model must be one of {', '.join(ALIGN_YOUR_STEPS)}, got {model!r}")
+    return resampled(noise_levels(ALIGN_YOUR_STEPS[model]), steps)
+
+
+def resampled(levels: Tensor, steps: int) -> Tensor:
+    """Returns a grid (K+1,) at another number of steps, on the same clock k / K.
+
+    Between two levels log sigma is linear in the clock; between the last and 0, where it has no end, sigma is.
+
+    Raises:
+        ValueError: if steps < 1, or the levels do not fall to 0.
+    """
+    _check_steps(steps)
+    grid = noise_levels(levels)
+    place = torch.arange(steps + 1, dtype=torch.float64) * (len(grid) - 1) / steps
+    before = place.long().clamp(max=len(grid) - 2)
+    share, first, second = place - before, grid[before], grid[before + 1]
+    return torch.where(second > 0, first ** (1 - share) * second**share, first * (1 - share))
+
+
+def accelerations(denoiser: Denoiser, x: Tensor, levels: Tensor, difference: float | None = None) -> Tensor:
+    """Returns the norms |Q| (M, N) float64 along Euler's flow of N points: what `closed_form` is made of.
+
+    Args:
+        denoiser: D(x; sigma).
+        x: (N, ...) at the first level; a few hundred points.
+        levels: (M,) that fall and stay above 0; fine, for the flow to be followed.
+        difference: of `genenv.solvers.flow_acceleration`.
+    """
+    norms, grid = [], levels.double().to(x.device)
+    steps = torch.cat([-grid.diff(), grid.new_zeros(1)])  # none from the last level
+    with torch.no_grad():
+        for level, step in zip(grid, steps, strict=True):
+            sigma = level.expand(len(x))
+            flow = reverse_flow(denoiser, x, sigma)
+            change = flow_acceleration(denoiser, x, sigma, flow, difference)
+            norms.append(change.flatten(1).norm(dim=1).double())
+            x = x + step.to(x.dtype) * flow
+    return torch.stack(norms)
+
+
+def closed_form(steps: int, levels: Tensor, acceleration: Tensor) -> Tensor:
+    """Returns the levels that divide the integral of sqrt(mean |Q|) over sigma into K equal parts.
+
+    The mean over points is the only approximation: on one trajectory, speed in proportion to |Q|^(-1/2) minimises the
+    accumulated error of Euler's steps (ART, arXiv 2601.18681, sec. 4.1 with |Q| theta^2 constant).
+
+    Args:
+        steps: K.
+        levels: (M,) where |Q| was measured, falling from sigma_max, above 0; below the last it is held constant.
+        acceleration: (M, N), |Q| of N points, as of `accelerations`.
+
+    Raises:
+        ValueError: if steps < 1, the levels do not fall, or |Q| is not finite, negative or 0 throughout.
+    """
+    _check_steps(steps)
+    nodes = noise_levels(torch.cat([levels.double().cpu(), torch.zeros(1, dtype=torch.float64)]))
+    if len(acceleration) != len(levels):
+        raise ValueError(
+            f"acceleration must have a row for each of {len(levels)} levels, got {len(acceleration)}"
+        )
+    mean = acceleration.double().cpu().mean(1)
+    if not bool((mean.isfinite() & (mean >= 0)).all()) or not bool(mean.any()):
+        raise ValueError(
+            f"acceleration must be finite, not negative and not 0 throughout, got means {mean.tolist()}"
+        )
+    density = torch.cat([mean, mean[-1:]]).sqrt()
+    parts = -nodes.diff() * (density[1:] + density[:-1]) / 2
+    total = torch.cat([torch.zeros(1, dtype=torch.float64), parts.cumsum(0)])
+    targets = total[-1] * torch.arange(1, steps, dtype=torch.float64) / steps
+    after = torch.searchsorted(total, targets).clamp(1, len(nodes) - 1)
+    share = (targets - total[after - 1]) / parts[after - 1]
+    inner = nodes[after - 1] + share * (nodes[after] - nodes[after - 1])
+    return torch.cat([nodes[:1], inner, nodes[-1:]])
+
+
+def _falling(steps: int) -> Tensor:
+    """Returns 1 - k / K for k = 0 ... K."""
+    return 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
+
+
+def _ending_at_0(levels: Tensor) -> Tensor:
+    """Returns levels (K+1,) whose last, which rounding may have left beside it, is 0."""
+    return torch.cat([levels[:-1], levels.new_zeros(1)])
+
+
+def _behind(steps: int, sigma_max: float, level: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns `level` at K shares 0 ... 1 of the way, the first being exactly sigma_max, and 0 behind them."""
+    share = torch.arange(1, steps, dtype=torch.float64) / max(steps - 1, 1)
+    return torch.cat([torch.tensor([sigma_max]).double(), level(share), torch.zeros(1).double()])
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+
+
+def _check(steps: int, sigma_max: float, sigma_min: float | None = None) -> None:
+    """Raises a ValueError for a number of steps or a range of levels that no grid has."""
+    _check_steps(steps)
+    if not 0 < sigma_max < math.inf:
+        raise ValueError(f"sigma_max must be a number above 0, got {sigma_max}")
+    if sigma_min is not None and not 0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min must lie above 0 and below sigma_max = {sigma_max:g}, got {sigma_min}")
