@@ -151,17 +151,17 @@ def _ode(sampler: ODESampler, context: Context, rng: BatchRng, separate: bool) -
     latents, memory = sampler.noise(rng), None
     first, *decisions = hand_crafted_params(sampler.params, context)
     time = sampler.path.limit(first["time"])
-    for params in decisions:
-        weight = params["guidance_weight"].float()[:, None, None, None]
+    for step, params in enumerate(decisions, start=1):
+        weight, rule = params["guidance_weight"].float()[:, None, None, None], sampler.rule(step)
         goal = sampler.path.limit(params["time"], time)
-        for _ in range(sampler.solver.per_decision):
+        for _ in range(rule.per_decision):
             network_time = (sampler.time_scale * time).float()
             conditional, _ = sampler.network(latents, network_time, given)
             unconditional, _ = sampler.network(latents, network_time, null)
             output = conditional.float() + weight * (conditional.float() - unconditional.float())
             output[:, guided:] = conditional[:, guided:]
             now = Evaluation(latents, time, output)
-            latents, memory = sampler.solver.step(sampler.path, now, memory, goal)
+            latents, memory = rule.step(sampler.path, now, memory, goal)
             time = goal
     if separate:
         sampler.network(latents, (sampler.time_scale * time).float(), given)

@@ -46,6 +46,11 @@ def _are_names(value: Any) -> bool:
     return value is None or (names and all(isinstance(name, str) for name in value))
 
 
+def _is_grid(value: Any) -> bool:
+    levels = isinstance(value, Sequence) and not isinstance(value, str)
+    return value is None or isinstance(value, str) or (levels and all(map(_is_a(Real), value)))
+
+
 NUMBER = (_is_a(Real, NoneType), "a number, or None for the hand-crafted schedule's own")
 
 TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -65,6 +70,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_p": NUMBER,
     "top_k_rule": (_is_a(str), "'monotone' or 'released'"),
     "solver": (_is_a(str), "a name, such as 'dpm2s'"),
+    "grid": (_is_grid, "a name, such as 'edm', a list of noise levels, or None for the usual times"),
     "dtype": (_is_a(str), "a name, such as 'float32'"),
     "compile": (lambda value: isinstance(value, bool), "True or False"),
     "device": (_is_a(str, torch.device), "a name, such as 'cpu', 'cuda' or 'auto'"),
@@ -162,7 +168,7 @@ def vector(
         render_mode: None, "rgb_array" or "human".
         compile: run the network through torch.compile.
         options: of the paradigm: the settings of its hand-crafted schedule, such as `guidance_weight`, the
-            `solver` of DiT and SiT, the `top_k_rule` of VAR.
+            `solver` and `grid` of DiT and SiT, the `top_k_rule` of VAR.
 
     Raises:
         UnknownArgumentError: if a keyword argument is unknown.

@@ -23,21 +23,24 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 MIN_STEP = 0.01
-"""Least change of the time in a decision."""
+"""Least change of the time in a decision, as in AdaGen."""
 
 MIN_LOG_SNR_STEP = 0.01
 """Least change of lambda that a second-order term is divided by."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NoisePath(ABC):
     """How data turn into noise, and what the network says of it.
 
     Attributes:
         noise_time, data_time: where latents are pure noise, and the time nearest to the data that is gone to.
+        min_step: least change of the time in a decision.
     """
 
     noise_time: float
     data_time: float
+    min_step: float = MIN_STEP
 
     @abstractmethod
     def log_alpha(self, time: Tensor) -> Tensor:
@@ -76,17 +79,17 @@ class NoisePath(ABC):
         return self.log_alpha(time) - self.sigma(time).log()
 
     def limit(self, time: Tensor, current: Tensor | None = None) -> Tensor:
-        """Returns the time brought between pure noise and `data_time`, and at least `MIN_STEP` past the current one."""
+        """Returns the time brought between pure noise and `data_time`, and at least `min_step` past the current one."""
         sign = 1.0 if self.data_time > self.noise_time else -1.0
         progress = (sign * time).clamp(
             min=sign * self.noise_time + 1e-6
         )  # lambda may be infinite at pure noise
         if current is not None:
-            progress = progress.maximum(sign * current + MIN_STEP)
+            progress = progress.maximum(sign * current + self.min_step)
         return sign * progress.clamp(max=sign * self.data_time)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VPLinear(NoisePath):
     """The variance-preserving path with linear beta (Song et al. 2021, eq. 33); the network predicts the noise.
 
@@ -127,7 +130,7 @@ class VPLinear(NoisePath):
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearPath(NoisePath):
     """The straight path x = t D + (1 - t) E (Lipman et al. 2023; SiT); the network predicts the velocity D - E.
 
@@ -162,7 +165,7 @@ class LinearPath(NoisePath):
         return latents + per_image(1 - time, latents) * output
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VarianceExploding(NoisePath):
     """The path x = D + sigma E whose time is sigma (Karras et al. 2022); the output is its slope dx/dsigma, the noise.
 

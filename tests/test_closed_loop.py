@@ -17,6 +17,7 @@ SETTINGS = [
     ("AdaGen/MaskGIT-v0", {"num_steps": 1}),
     ("AdaGen/LlamaGen-v0", {"tokens_per_decision": 1}),
     *(("AdaGen/DiT-v0", {"solver": solver, "num_steps": 4}) for solver in ("euler", "heun", "dpmpp2m")),
+    ("AdaGen/SiT-v0", {"solver": "heun", "num_steps": 4, "grid": "cosine"}),
 ]
 
 

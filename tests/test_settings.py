@@ -23,8 +23,8 @@ SETTINGS = {
         "top_k_rule": "released",
     },
     "AdaGen/LlamaGen-v0": {"guidance_weight": 3.0, "top_k": 7, "top_p": 0.9, "token_temperature": 1.3},
-    "AdaGen/DiT-v0": {"guidance_weight": 0.3},
-    "AdaGen/SiT-v0": {"guidance_weight": 4.0},
+    "AdaGen/DiT-v0": {"guidance_weight": 0.3, "grid": "edm"},
+    "AdaGen/SiT-v0": {"guidance_weight": 4.0, "grid": [60, 8.5, 3, 2, 1, 0.5, 0.1, 0.02, 0]},
 }
 
 
@@ -44,7 +44,12 @@ def expected(env_id, name, value, horizon):
 
 @pytest.mark.parametrize(
     ("env_id", "name"),
-    [(env_id, name) for env_id, settings in SETTINGS.items() for name in settings if name != "top_k_rule"],
+    [
+        (env_id, name)
+        for env_id, settings in SETTINGS.items()
+        for name in settings
+        if name not in ("top_k_rule", "grid")
+    ],
 )
 def test_a_setting_changes_its_own_parameter_and_no_other(env_id, name):
     value = SETTINGS[env_id][name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from genenv.envs.ode import ODESampler, evenly_spaced, make_ode_sampler, num_decisions
+from genenv.envs.ode import Grid, ODESampler, evenly_spaced, make_ode_sampler, num_decisions
 from genenv.schedules import ScheduleParam
 from genenv.solvers import LinearPath
 
@@ -26,14 +26,17 @@ def make_sampler(
     compile: bool,
     solver: str = "dpm2s",
     guidance_weight: float | None = None,
+    grid: Grid | None = None,
 ) -> ODESampler:
-    """Returns the SiT sampler of a named backbone; `num_steps` counts solver evaluations."""
+    """Returns the SiT sampler of a named backbone; `num_steps` counts solver evaluations,
+    and `grid` sets its times."""
     return make_ode_sampler(
         "sit",
         backbone,
         LinearPath(),
         solver,
         schedule(num_decisions(solver, num_steps), guidance_weight),
+        grid,
         device,
         dtype,
         compile,

@@ -12,11 +12,15 @@ from torch import Tensor
 from genenv.actions import Schedule, ScheduleActions
 from genenv.conditions import Condition, Labels, both
 from genenv.fields import feature_field, latent_field, limit_latents, shown_features
+from genenv.grids import named
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, Purpose
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, setting
-from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, NoisePath, PathDenoiser, Solver
+from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, NoisePath, PathDenoiser, Solver, noise_levels
 from genenv.tiers import load_part, parts_of
+
+DATA_LEVEL = 1e-6
+"""The noise level at which the last time of a grid stands, for 0: times lie inside (0, 1)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,7 @@ class ODESampler:
         image_shape: (C', H, W).
         guided_channels: guidance acts on this many of the first channels.
         time_scale: the network's times over the path's.
+        last_solver: the rule of the last decision, where it is another: Euler's, to reach the data themselves.
         needs_features: predict before each decision, so that a policy can see the features. Otherwise the
             prediction waits for the guidance weight, and its unconditional half is left out where all weights are 0.
     """
@@ -93,9 +98,11 @@ class ODESampler:
         image_shape: tuple[int, int, int],
         guided_channels: int,
         time_scale: float = 1.0,
+        last_solver: Solver | None = None,
         needs_features: bool = False,
     ):
         self.network, self.decoder, self.path, self.solver = network, decoder, path, solver
+        self.last_solver = last_solver or solver
         self.params, self.horizon = tuple(params), len(params[0].static)
         self.condition, self.image_shape = condition, image_shape
         self.guided_channels, self.time_scale = guided_channels, time_scale
@@ -146,12 +153,16 @@ class ODESampler:
             state = dataclasses.replace(state, time=self.path.limit(time))
         else:
             time = self.path.limit(time, state.time)
-            for _ in range(self.solver.per_decision):
+            for _ in range(self.rule(state.step).per_decision):
                 state = self._solve(state, params["guidance_weight"], time)
         state = dataclasses.replace(state, step=state.step + 1)
         if self.needs_features and state.step < self.horizon:
             state = self._predict(state, guided=True)
         return state
+
+    def rule(self, step: int) -> Solver:
+        """Returns the rule of a decision."""
+        return self.last_solver if step == self.horizon - 1 else self.solver
 
     def guided(self, prediction: Prediction, weight: Tensor) -> Tensor:
         """Returns the output (N, C, h, w) under classifier-free guidance with weights (N,)."""
@@ -207,7 +218,7 @@ class ODESampler:
             state = self._predict(state, guided=bool((weight != 0).any()))
         assert state.prediction is not None
         now = Evaluation(state.latents, state.time, self.guided(state.prediction, weight))
-        latents, memory = self.solver.step(self.path, now, state.memory, time)
+        latents, memory = self.rule(state.step).step(self.path, now, state.memory, time)
         return dataclasses.replace(
             state, latents=limit_latents(latents), time=time, memory=memory, prediction=None
         )
@@ -267,21 +278,64 @@ def evenly_spaced(
     )
 
 
+Grid = str | Sequence[float]
+"""The name of a hand-made grid in `genenv.grids.GRIDS`, or its K+1 noise levels."""
+
+
+def on_grid(
+    path: NoisePath, params: Sequence[ScheduleParam], grid: Grid
+) -> tuple[NoisePath, tuple[ScheduleParam, ...]]:
+    """Returns a path and parameters whose hand-crafted times stand at the levels of a grid, the last at the data.
+
+    Times may then be as close together as the grid has them. A named grid has its sigma_max and sigma_min where the
+    given times begin and end.
+
+    Raises:
+        ValueError: if there is no such grid, or its levels do not fall to 0, are not one for each decision, or reach
+            pure noise.
+    """
+    time, *others = params
+    steps = len(time.static) - 1
+    if isinstance(grid, str):
+        first, last = path.noise_level(time.static[[0, -1]]).tolist()
+        levels = named(grid, steps, first, last)
+    else:
+        levels = noise_levels(grid)
+    if len(levels) != steps + 1:
+        raise ValueError(f"grid must have {steps + 1} noise levels for {steps} steps, got {len(levels)}")
+    highest = path.noise_level(torch.tensor(path.noise_time, dtype=torch.float64)).item()
+    if levels[0] >= highest:
+        raise ValueError(
+            f"grid must start below the noise level {highest:.1f} of pure noise, got {levels[0]:g}"
+        )
+    times = path.time_of(levels.clamp(min=DATA_LEVEL))
+    path = dataclasses.replace(path, data_time=times[-1].item(), min_step=0.0)
+    return path, (dataclasses.replace(time, static=times), *others)
+
+
 def make_ode_sampler(
     part: str,
     backbone: str,
     path: NoisePath,
     solver: str,
     params: Sequence[ScheduleParam],
+    grid: Grid | None,
     device: torch.device | str,
     dtype: torch.dtype,
     compile: bool,
     **kwargs: Any,
 ) -> ODESampler:
-    """Returns the sampler of a named backbone's network `part`, on pixels or on the latents of its autoencoder."""
+    """Returns the sampler of a named backbone's network `part`, on pixels or on the latents of its autoencoder.
+
+    With a grid its hand-crafted times are those of the grid, and its last decision is Euler's, as in
+    `genenv.solvers.sample`.
+    """
     changes = params[0].static.diff().abs()
     room = round(changes.sum().item() / MIN_STEP)
-    if len(changes) > room:
+    if grid is not None:
+        path, params = on_grid(path, params, grid)
+        kwargs["last_solver"] = SOLVERS["euler"]
+    elif len(changes) > room:
         raise ValueError(
             f"num_steps must be at most {room * SOLVERS[solver].per_decision} for solver {solver!r}: "
             f"each decision moves the time by at least {MIN_STEP}"

@@ -176,7 +176,7 @@ def check_dpm_solver(fixture: Fixture) -> Iterator[Result]:
     yield from fixture.expect({"schedules.flow": "alpha=t, sigma=1-t"})
     fixture.ignore("*.inverse_lambda")  # the reference's grid of times, which it does not use
     beta = fixture.config["schedules"]["vp"]
-    paths = {"vp": VPLinear(beta["beta_0"], beta["beta_1"]), "flow": LinearPath()}
+    paths = {"vp": VPLinear(beta_0=beta["beta_0"], beta_1=beta["beta_1"]), "flow": LinearPath()}
     schedules = {"vp": diffusion.schedule, "flow": flow.schedule}
     for name, path in paths.items():
         grid = io[f"{name}.grid_t"].double()

@@ -73,6 +73,17 @@ def test_without_guidance_there_is_the_hand_crafted_row_alone(toy, monkeypatch):
         next(iter(run(Config(env_kwargs=toy, only="tuned", num_images=100))))
 
 
+def test_a_grid_of_noise_levels_is_a_hand_crafted_schedule():
+    kwargs = {"solver": "euler", "num_steps": 2, "guidance_weight": 0.01}
+    config = {"env_id": "AdaGen/SiT-v0", "only": "hand-crafted", "seeds": (0,), "num_images": 100}
+    good, bad = (
+        next(iter(run(Config(env_kwargs=kwargs | {"grid": grid}, **config))))
+        for grid in ([20.0, 1.0, 0.0], "edm")
+    )
+    assert good.schedule["time"] == pytest.approx([1 / 21, 1 / 2, 1], abs=1e-5)
+    assert good.metrics["fid"] < 0.3 * bad.metrics["fid"]
+
+
 def test_a_name_tells_configurations_apart(toy):
     (result,) = run(Config(env_kwargs=toy, only="hand-crafted", name="mine", seeds=(0,), num_images=100))
     assert result.method == "hand-crafted, mine"

@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
 
+from genenv import grids
 from genenv.actions import ScheduleActions
 from genenv.conditions import Labels
 from genenv.envs import diffusion, flow, ode
@@ -11,7 +13,8 @@ from genenv.models.dit import DiT
 from genenv.parity.fixture import Fixture
 from genenv.parity.ode import analytic_network, check_dit, check_dpm_solver, check_sit
 from genenv.rng import BatchRng
-from genenv.solvers import MIN_STEP, SOLVERS, LinearPath, VPLinear
+from genenv.rollout import run_episode, static_actor
+from genenv.solvers import MIN_STEP, SOLVERS, LinearPath, VPLinear, sample
 
 SHARED = Path(__file__).parents[3] / "shared" / "parity"
 needs_parity = pytest.mark.skipif(
@@ -318,6 +321,89 @@ def test_more_steps_than_the_times_have_room_for_are_refused(monkeypatch, paradi
     assert paradigm.make_sampler("digits", most, **arguments, solver="euler").horizon == most + 1
     with pytest.raises(ValueError, match=f"num_steps must be at most {most}"):
         paradigm.make_sampler("digits", most + 1, **arguments, solver="euler")
+
+
+IDS = {"AdaGen/DiT-v0": (58.8, 0.0447), "AdaGen/SiT-v0": (99.0, 0.0101)}
+"""Ids -> the noise levels where their hand-crafted schedule begins and ends."""
+
+
+def on_grid(env_id, **kwargs):
+    """Returns four environments of the digits on a grid, and their finished images and evaluations."""
+    env = gym.make_vec(env_id, num_envs=4, reward="none", autoreset_mode="Disabled", **kwargs)
+    episode = run_episode(env, static_actor(env), seed=3)
+    return env.unwrapped, episode
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpmpp2m"])
+@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("grid", ["edm", "flow_time", [30.0, 5.0, 1.2, 0.7, 0.2, 0.05, 0.0]])
+def test_the_hand_crafted_images_of_a_grid_are_those_of_its_samples(env_id, solver, grid):
+    env, episode = on_grid(env_id, solver=solver, grid=grid, num_steps=6, guidance_weight=0.4)
+    sampler, rng = env.sampler, BatchRng(torch.arange(3, 7))
+    first, last = IDS[env_id]
+    levels = torch.tensor(grid).double() if isinstance(grid, list) else grids.named(grid, 6, first, last)
+    time = sampler.path.time_of(levels[:1])
+    noise = sampler.noise(rng) / sampler.path.alpha(time).float()
+    context = env.contexts.draw(rng)
+    x, nfe = sample(sampler.denoiser(context, torch.full((4,), 0.4)), noise, levels, solver)
+    assert (nfe, env.state.calls.tolist()) == (6, [12] * 4)  # guidance counted
+    torch.testing.assert_close(episode.images, pixels(x), atol=2e-3, rtol=0)  # the ends are told to 3 digits
+
+
+@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("name", grids.GRIDS)
+def test_a_named_grid_lies_between_the_ends_of_the_usual_times_and_ends_at_the_data(env_id, name):
+    env = gym.make_vec(env_id, num_envs=1, reward="none", solver="euler", num_steps=5, grid=name).unwrapped
+    path, static = env.sampler.path, env.sampler.params[0].static
+    levels = path.noise_level(static)
+    torch.testing.assert_close(levels[:-1], grids.named(name, 5, *IDS[env_id])[:-1], rtol=5e-3, atol=0)
+    assert levels[-1].item() == pytest.approx(ode.DATA_LEVEL)
+    assert path.limit(static[-1:], static[-2:-1]) == static[-1]
+
+
+def test_sits_own_times_are_the_grid_of_flow_time():
+    usual, other = (
+        gym.make_vec("AdaGen/SiT-v0", num_envs=1, reward="none", **kwargs).unwrapped.sampler.params[0].static
+        for kwargs in ({}, {"grid": "flow_time"})
+    )
+    torch.testing.assert_close(other, usual, atol=0.011, rtol=0)  # it goes on to the data
+
+
+@pytest.mark.parametrize(("solver", "calls"), [("euler", 8), ("dpmpp2m", 8), ("dpm2s", 8), ("heun", 7)])
+def test_the_last_step_of_a_grid_is_eulers(solver, calls):
+    env, episode = on_grid("AdaGen/SiT-v0", solver=solver, grid="cosine", num_steps=8)
+    assert env.state.calls.tolist() == [2 * calls] * 4
+    assert episode.images.isfinite().all()
+    last = episode.diagnostics["time"][-2].double()
+    sampler = env.sampler
+    assert (sampler.path.noise_level(last) < 0.7).all()
+    assert sampler.rule(sampler.horizon - 1) is SOLVERS["euler"]
+    assert sampler.rule(sampler.horizon - 2) is SOLVERS[solver]
+
+
+def test_a_grid_may_have_steps_that_are_shorter_than_the_usual_least():
+    levels = [99.5, 99.0, 98.0, 1e-3, 1e-4, 0.0]
+    env, episode = on_grid("AdaGen/SiT-v0", solver="euler", num_steps=5, grid=levels)
+    expected = env.sampler.path.time_of(torch.tensor(levels).double()).float()
+    torch.testing.assert_close(episode.diagnostics["time"], expected[:, None].expand(-1, 4))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"grid": "karras"}, "grid must be one of uniform, edm, .* or a list of noise levels, got 'karras'"),
+        ({"grid": [3.0, 1.0, 0.0]}, "grid must have 9 noise levels for 8 steps, got 3"),
+        ({"grid": [3.0, 0.0], "solver": "heun"}, "grid must have 5 noise levels for 4 steps, got 2"),
+        ({"grid": [3.0, 4.0, 0.0], "num_steps": 2}, "a grid must fall, got 3 before 4 at step 0"),
+        ({"grid": [3.0, 1.0, 0.5], "num_steps": 2}, "end at 0"),
+        ({"grid": [152.5, 1.0, 0.0], "num_steps": 2}, "below the noise level 152.2 of pure noise, got 152.5"),
+        ({"grid": 3}, "grid must be a name, such as 'edm', a list of noise levels, or None .* got 3"),
+        ({"grid": [1, "0"]}, "grid must be a name, such as 'edm', a list of noise levels, or None"),
+    ],
+)
+def test_a_grid_that_an_environment_cannot_follow_is_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        gym.make_vec("AdaGen/DiT-v0", num_envs=1, reward="none", **kwargs)
 
 
 def analytic(path, solver, times):
