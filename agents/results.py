@@ -17,7 +17,10 @@ import genenv
 from agents.console import CONSOLE, cell, say
 from agents.runs import Run, in_8_bits
 from genenv.checkpoints import write_text
+from genenv.envs.ode import ODESampler
 from genenv.evaluation import Evaluation
+from genenv.export import SCHEDULE, write_schedule
+from genenv.grids import of_times
 from genenv.guard import verdict
 from genenv.metrics.names import SUMMARY
 from genenv.rewards.mixture import Mixture
@@ -80,6 +83,10 @@ def finish(
     if learned.episode.schedule:
         static = {param.name: param.static for param in schedule_actions(env).params}
         save_schedule(run.out / "schedule.png", static, learned.episode.schedule)
+    sampler = unwrapped(env).sampler
+    if isinstance(sampler, ODESampler):  # distilled: one grid for all images
+        levels = of_times(sampler.path, learned.episode.diagnostics["time"].double().mean(1).cpu())
+        write_schedule(run.out / SCHEDULE, {len(levels) - 1: levels})
     save_curves(run.out / "curves.png", run.log.read(), baseline=handcrafted.metrics, floor=floor)
     summary = {
         "name": config.name,

@@ -122,6 +122,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=default, help=f"folder to write to (default {default})")
     sub.add_argument("--only", metavar="PART", help="train this network alone")
 
+    sub = command("export", _export, "Print a distilled schedule as another sampler takes it.")
+    sub.add_argument(
+        "schedule", type=Path, metavar="RUN_OR_SCHEDULE", help="a schedule.json, or a run's folder with one"
+    )
+    sub.add_argument(
+        "--to",
+        choices=["diffusers", "json"],
+        default="json",
+        help="what `set_timesteps` of diffusers' schedulers takes, or the noise levels (default)",
+    )
+    sub.add_argument("--steps", type=int, metavar="K", help="needed where the schedule has several")
+    sub.add_argument(
+        "--scheduler-config",
+        type=Path,
+        metavar="FILE",
+        help="the model's scheduler_config.json; by default DDPM's linear betas, and no shift",
+    )
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write it there in place of printing it")
+
     sub = command("report", _report, "Write report.html of a training run.")
     sub.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     return parser
@@ -418,6 +437,46 @@ def _progress_lines(seconds: float = 5.0) -> Callable[[str, int, int, float], No
             printed = now
 
     return report
+
+
+def _export(options: argparse.Namespace) -> int:
+    from genenv.checkpoints import write_text
+    from genenv.export import (
+        DIFFUSION,
+        FLOW,
+        SCHEDULERS,
+        at_steps,
+        for_diffusers,
+        read_schedule,
+        schedule_text,
+    )
+
+    levels = at_steps(read_schedule(options.schedule), options.steps)
+    if options.to == "json":
+        text = schedule_text({len(levels) - 1: levels})
+    else:
+        config, names = None, SCHEDULERS
+        if options.scheduler_config is not None:
+            text = options.scheduler_config.read_text(encoding="utf-8")
+            config = json_object("--scheduler-config", text)
+            names = (FLOW,) if "FlowMatch" in config.get("_class_name", "") else DIFFUSION
+        arguments, refused = {}, []
+        for name in names:
+            try:
+                arguments[name] = for_diffusers(levels, name, config)
+            except ValueError as error:
+                refused.append(str(error))
+        if not arguments:
+            raise CommandError("; ".join(refused))
+        for reason in refused:
+            print(f"left out: {reason}", file=sys.stderr)
+        text = json.dumps(arguments, indent=2) + "\n"
+    if options.out is None:
+        print(text, end="")
+    else:
+        write_text(options.out, text)
+        print(options.out)
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genenv.solvers import Denoiser, flow_acceleration, noise_levels, reverse_flow
+from genenv.solvers import Denoiser, NoisePath, flow_acceleration, noise_levels, reverse_flow
 
 
 def uniform(steps: int, sigma_max: float) -> Tensor:
@@ -119,6 +119,16 @@ def resampled(levels: Tensor, steps: int) -> Tensor:
     before = place.long().clamp(max=len(grid) - 2)
     share, first, second = place - before, grid[before], grid[before + 1]
     return torch.where(second > 0, first ** (1 - share) * second**share, first * (1 - share))
+
+
+def of_times(path: NoisePath, times: Tensor) -> Tensor:
+    """Returns the grid that times (T,) of a path stand for, T - 1 steps or fewer: the last ends at 0.
+
+    Times at which nothing moves are left out.
+    """
+    levels = path.noise_level(times.double())
+    inner = levels[1:-1]
+    return torch.cat([levels[:1], inner[inner < levels[:-2]], levels.new_zeros(1)])
 
 
 def accelerations(denoiser: Denoiser, x: Tensor, levels: Tensor, difference: float | None = None) -> Tensor:

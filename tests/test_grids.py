@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genenv import grids
-from genenv.solvers import per_image, sample
+from genenv.solvers import LinearPath, VPLinear, per_image, sample
 
 TABLE = {
     "uniform": (0.465, 0.212, 0.110, 0.057, 0.023, 0.012),
@@ -129,6 +129,16 @@ def test_resampling_is_linear_in_log_sigma_and_in_sigma_before_0():
     assert grids.resampled(grid, 6).tolist() == pytest.approx(expected)
     assert grids.resampled(grids.resampled(grid, 6), 3).tolist() == pytest.approx(grid.tolist())
     assert grids.resampled(grid, 1).tolist() == [8, 0]
+
+
+@pytest.mark.parametrize("path", [VPLinear(), LinearPath()])
+def test_times_of_a_path_stand_for_a_grid_without_those_that_stand_still(path):
+    levels = torch.tensor([30.0, 4.0, 0.5, 0.1], dtype=torch.float64)
+    times = path.time_of(levels)
+    expected = torch.tensor([30.0, 4.0, 0.5, 0.0], dtype=torch.float64)  # the last is the data's
+    torch.testing.assert_close(grids.of_times(path, times), expected)
+    torch.testing.assert_close(grids.of_times(path, times[[0, 1, 1, 2, 2, 2, 3]]), expected)
+    torch.testing.assert_close(grids.of_times(path, times[[0, 3]]), expected[[0, 3]])
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10, 25])

@@ -27,7 +27,7 @@ LEVELS = [
     },
     {"protocols", "checkpoints", "states"},
     {"tiers"},
-    {"actions", "conditions", "contexts", "metrics", "viz", "prompts"},
+    {"actions", "conditions", "contexts", "metrics", "viz", "prompts", "export"},
     {"rewards", "envs", "vector_env"},
     {"tiers.digits", "tiers.imagenet"},
     {"single_env", "wrappers"},

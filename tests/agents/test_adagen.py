@@ -26,6 +26,7 @@ from agents.loop import Diverged
 from agents.runs import load_checkpoint, read_config, save_checkpoint
 from genenv.checkpoints import CheckpointError
 from genenv.evaluation import Evaluator, first_seed
+from genenv.export import read_schedule
 from genenv.ranges import Range, Steps, value_at
 from genenv.rewards.mixture import Mixture
 from genenv.rng import Stream
@@ -251,12 +252,23 @@ def test_a_run_directory_holds_what_is_promised(finished):
         "report.html",
     ):
         assert (finished.out / name).stat().st_size > 0
+    assert not (finished.out / "schedule.json").exists()  # MaskGIT has no noise levels
     assert list((finished.out / "tensorboard").glob("events*"))
     assert not list(finished.out.glob("*.partial"))
     first, *_, last = records(finished.out)
     assert first["iteration"] == first["images"] == 0
     assert first["held_out/fid"] == finished.handcrafted.metrics["fid"]
     assert last["held_out/fid"] == finished.learned.metrics["fid"]
+
+
+def test_a_run_on_noise_levels_is_distilled_to_one_grid_for_all_images(tmp_path):
+    config = changed(env_id="AdaGen/SiT-v0", num_steps=4, num_iterations=1, eval_images=70)
+    result = train(config, tmp_path / "run")
+    assert result is not None
+    (steps, levels), *others = read_schedule(tmp_path / "run").items()
+    assert (steps, others) == (4, [])
+    mean = result.learned.episode.diagnostics["time"].double().mean(1)
+    torch.testing.assert_close(1 / (1 + levels[:-1]), mean[:-1])
 
 
 def test_the_summary_says_what_was_run_and_judged(finished):
