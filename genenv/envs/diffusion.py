@@ -31,8 +31,10 @@ def make_sampler(
     guidance_weight: float | None = None,
     grid: Grid | None = None,
 ) -> ODESampler:
-    """Returns the DiT sampler of a named backbone; `num_steps` counts solver evaluations,
-    and `grid` sets its times."""
+    """Returns the DiT sampler of a named backbone; `num_steps` counts solver evaluations.
+
+    A `grid` sets its hand-crafted times.
+    """
     return make_ode_sampler(
         "dit",
         backbone,
