@@ -38,6 +38,13 @@ UNIT = Bijector(torch.sigmoid, torch.logit, 0.0, 1.0)
 POSITIVE = Bijector(F.softplus, _inverse_softplus, 0.0, math.inf)
 
 
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+REAL = Bijector(_same, _same, -math.inf, math.inf)
+
+
 def _scaled_sigmoid(x: Tensor, high: float) -> Tensor:
     return high * torch.sigmoid(x)
 
@@ -79,8 +86,8 @@ class ScheduleParam:
     @property
     def limits(self) -> tuple[float, float]:
         """Bounds of a physical action: the legal range, or 10 times the largest static value where that is endless."""
-        high = self.bijector.high
-        return self.bijector.low, high if math.isfinite(high) else 10 * max(1.0, self.static.max().item())
+        low, high, far = self.bijector.low, self.bijector.high, 10 * max(1.0, self.static.abs().max().item())
+        return low if math.isfinite(low) else -far, high if math.isfinite(high) else far
 
 
 def handcrafted(params: Sequence[ScheduleParam]) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 
 from genenv.schedules import (
     POSITIVE,
+    REAL,
     UNIT,
     ScheduleParam,
     constant,
@@ -25,6 +26,8 @@ def test_limits_of_physical_actions_hold_the_static_schedule():
     assert ScheduleParam("ratio", UNIT, constant(0.5, 2)).limits == (0.0, 1.0)
     assert ScheduleParam("weight", POSITIVE, constant(3.0, 2)).limits == (0.0, 30.0)
     assert ScheduleParam("temperature", POSITIVE, constant(0.2, 2)).limits == (0.0, 10.0)
+    assert ScheduleParam("speed", REAL, constant(1.0, 2)).limits == (-10.0, 10.0)
+    assert ScheduleParam("speed", REAL, constant(-4.0, 2)).limits == (-40.0, 40.0)
 
 
 @pytest.mark.parametrize(
