@@ -162,7 +162,11 @@ def _list(options: argparse.Namespace) -> int:
             print(env_id)
             _print_table([("needs", f"backbone=FOLDER: {error}")], indent=2)
             continue
-        parts = getattr(importlib.import_module(kwargs["sampler"].partition(":")[0]), "PARTS", None)
+        module = importlib.import_module(kwargs["sampler"].partition(":")[0])
+        if hasattr(module, "backbones"):
+            backbones = module.backbones()
+        else:
+            backbones = backbones_with(module.PARTS) if hasattr(module, "PARTS") else [kwargs["backbone"]]
         actions, space = inner.actions, inner.single_action_space
         names = (
             [param.name for param in actions.params] if isinstance(actions, ScheduleActions) else [str(space)]
@@ -171,7 +175,7 @@ def _list(options: argparse.Namespace) -> int:
             ("action", ", ".join(names)),
             ("observation", ", ".join([*inner.sampler.fields, "step", "context", "prev_action"])),
             ("decisions", str(inner.sampler.horizon)),
-            ("backbones", ", ".join([kwargs["backbone"]] if parts is None else backbones_with(parts))),
+            ("backbones", ", ".join(backbones)),
         ]
         print(env_id)
         _print_table(rows, indent=2)
@@ -570,7 +574,7 @@ def _in_words(licences: dict[str, str]) -> str:
     files: dict[str, list[str]] = {}
     for file, licence in licences.items():
         files.setdefault(licence, []).append(file)
-    return "; ".join(f"{licence} ({', '.join(names)})" for licence, names in files.items())
+    return "; ".join(f"{licence} ({', '.join(names)})" for licence, names in files.items()) or "none"
 
 
 def _print_table(rows: Iterable[tuple[str, ...]], indent: int = 0) -> None:

@@ -51,7 +51,7 @@ def _is_grid(value: Any) -> bool:
     return value is None or isinstance(value, str) or (levels and all(map(_is_a(Real), value)))
 
 
-NUMBER = (_is_a(Real, NoneType), "a number, or None for the hand-crafted schedule's own")
+NUMBER = (_is_a(Real, NoneType), "a number, or None for the usual one")
 
 TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_envs": (_is_a(Integral), "a whole number of images, such as 64"),
@@ -71,6 +71,11 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_k_rule": (_is_a(str), "'monotone' or 'released'"),
     "solver": (_is_a(str), "a name, such as 'dpm2s'"),
     "grid": (_is_grid, "a name, such as 'edm', a list of noise levels, or None for the usual times"),
+    "sigma_max": NUMBER,
+    "sigma_min": NUMBER,
+    "network": (_is_a(str, NoneType), "a name, such as 'sit', or None for the backbone's own"),
+    "budget": (_is_a(str), "'projection' or 'multiplier'"),
+    "derivative": (_is_a(str), "'jvp' or 'finite-difference'"),
     "dtype": (_is_a(str), "a name, such as 'float32'"),
     "compile": (lambda value: isinstance(value, bool), "True or False"),
     "device": (_is_a(str, torch.device), "a name, such as 'cpu', 'cuda' or 'auto'"),

@@ -11,14 +11,20 @@ import gymnasium as gym
 ENTRY_POINT = "genenv.make:single"
 VECTOR_ENTRY_POINT = "genenv.make:vector"
 
-PARADIGMS = {
-    "AdaGen/MaskGIT-v0": ("genenv.envs.maskgit", 4),
-    "AdaGen/VAR-v0": ("genenv.envs.var", None),
-    "AdaGen/LlamaGen-v0": ("genenv.envs.raster_ar", None),
-    "AdaGen/DiT-v0": ("genenv.envs.diffusion", 8),
-    "AdaGen/SiT-v0": ("genenv.envs.flow", 8),
+PARADIGMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "AdaGen/MaskGIT-v0": ("genenv.envs.maskgit", {"num_steps": 4}),
+    "AdaGen/VAR-v0": ("genenv.envs.var", {}),
+    "AdaGen/LlamaGen-v0": ("genenv.envs.raster_ar", {}),
+    "AdaGen/DiT-v0": ("genenv.envs.diffusion", {"num_steps": 8}),
+    "AdaGen/SiT-v0": ("genenv.envs.flow", {"num_steps": 8}),
+    "ART/Clock-v0": ("genenv.envs.clock", {"num_steps": 8, "reward": "none"}),
+    "ART/GaussianMixture-v0": (
+        "genenv.envs.gaussian_mixture",
+        {"num_steps": 10, "reward": "none", "backbone": "normal"},
+    ),
 }
-"""The package's own ids -> the module with their `make_sampler`, and their generation steps (None: the paradigm's)."""
+"""The package's own ids -> the module with their `make_sampler`, and their default keyword arguments, where these are
+not `backbone="digits"`, `num_steps=None` (the paradigm's own number) and `reward="default"`."""
 
 
 def register(env_id: str, sampler: str, **kwargs: Any) -> None:
@@ -41,8 +47,8 @@ def register(env_id: str, sampler: str, **kwargs: Any) -> None:
 
 def register_ids() -> None:
     """Registers every id of the package that is not registered yet."""
-    for env_id, (module, num_steps) in PARADIGMS.items():
-        register(env_id, f"{module}:make_sampler", backbone="digits", num_steps=num_steps)
+    for env_id, (module, kwargs) in PARADIGMS.items():
+        register(env_id, f"{module}:make_sampler", **{"backbone": "digits"} | kwargs)
 
 
 def env_ids() -> list[str]:

@@ -90,30 +90,12 @@ class NoisePath(ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VPLinear(NoisePath):
-    """The variance-preserving path with linear beta (Song et al. 2021, eq. 33); the network predicts the noise.
-
-    Time runs down: 1 is noise, 0 data.
-    """
-
-    beta_0: float = 0.1
-    beta_1: float = 20.0
-    noise_time: float = 1.0
-    data_time: float = 0.01
-
-    def log_alpha(self, time: Tensor) -> Tensor:
-        """Returns -(beta_1 - beta_0) t^2 / 4 - beta_0 t / 2."""
-        return -(self.beta_1 - self.beta_0) * time**2 / 4 - self.beta_0 * time / 2
+class VariancePreserving(NoisePath):
+    """A path with alpha^2 + sigma^2 = 1; the network predicts the noise."""
 
     def sigma(self, time: Tensor) -> Tensor:
         """Returns sqrt(1 - alpha^2)."""
         return (-torch.expm1(2 * self.log_alpha(time))).sqrt()
-
-    def time_of(self, level: Tensor) -> Tensor:
-        """Returns the root of (beta_1 - beta_0) t^2 / 2 + beta_0 t = log(1 + level^2), without cancellation."""
-        log_variance = (level**2).log1p()
-        root = (self.beta_0**2 + 2 * (self.beta_1 - self.beta_0) * log_variance).sqrt()
-        return 2 * log_variance / (self.beta_0 + root)
 
     def output(self, data: Tensor, noise: Tensor) -> Tensor:
         """Returns E."""
@@ -128,6 +110,65 @@ class VPLinear(NoisePath):
         return (latents - per_image(self.sigma(time), latents) * output) / per_image(
             self.alpha(time), latents
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VPLinear(VariancePreserving):
+    """The variance-preserving path with linear beta (Song et al. 2021, eq. 33).
+
+    Time runs down: 1 is noise, 0 data.
+    """
+
+    beta_0: float = 0.1
+    beta_1: float = 20.0
+    noise_time: float = 1.0
+    data_time: float = 0.01
+
+    def log_alpha(self, time: Tensor) -> Tensor:
+        """Returns -(beta_1 - beta_0) t^2 / 4 - beta_0 t / 2."""
+        return -(self.beta_1 - self.beta_0) * time**2 / 4 - self.beta_0 * time / 2
+
+    def time_of(self, level: Tensor) -> Tensor:
+        """Returns the root of (beta_1 - beta_0) t^2 / 2 + beta_0 t = log(1 + level^2), without cancellation."""
+        log_variance = (level**2).log1p()
+        root = (self.beta_0**2 + 2 * (self.beta_1 - self.beta_0) * log_variance).sqrt()
+        return 2 * log_variance / (self.beta_0 + root)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class VPTable(VariancePreserving):
+    """A variance-preserving path that is known at numbered steps (Ho et al. 2020).
+
+    Times are steps, 0 the nearest to the data; between two of them log(sigma / alpha) is linear.
+
+    Attributes:
+        levels: (S,) float64, sigma / alpha at each step.
+    """
+
+    levels: Tensor
+    data_time: float = 0.0
+
+    @classmethod
+    def of(cls, alphas_cumprod: Tensor) -> VPTable:
+        """Returns the path of alpha^2 (S,) float64 at each step, falling."""
+        return cls(levels=(1 / alphas_cumprod - 1).sqrt(), noise_time=len(alphas_cumprod) - 1.0)
+
+    def noise_level(self, time: Tensor) -> Tensor:
+        """Returns sigma / alpha."""
+        logs = self.levels.log().to(time.device)
+        lower = time.detach().floor().long().clamp(0, len(logs) - 2)
+        return torch.lerp(logs[lower], logs[lower + 1], time - lower).exp()
+
+    def time_of(self, level: Tensor) -> Tensor:
+        """Returns the time of a noise level within those of the steps, and the nearest step's of another."""
+        logs, wanted = self.levels.log().to(level.device), level.log()
+        upper = torch.searchsorted(logs, wanted.detach()).clamp(1, len(logs) - 1)
+        share = (wanted - logs[upper - 1]) / (logs[upper] - logs[upper - 1])
+        return upper - 1 + share.clamp(0, 1)
+
+    def log_alpha(self, time: Tensor) -> Tensor:
+        """Returns -log(1 + (sigma / alpha)^2) / 2."""
+        return -self.noise_level(time).square().log1p() / 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

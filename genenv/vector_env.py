@@ -38,7 +38,8 @@ class GenVectorEnv(VectorEnv):
         sampler: the generator; it says what an action is.
         contexts: what each image is asked to show.
         num_envs: N.
-        observe: names of the observation's entries: the sampler's fields, "step", "context", "prev_action".
+        observe: names of the observation's entries: the sampler's fields, "step", "context", "prev_action"; None for
+            all but "features" and "prev_action".
         action_mode: "residual" moves the hand-crafted schedule, zero leaving it; "physical" sets the parameters.
         autoreset_mode: "SameStep", "NextStep" or "Disabled".
         output: "torch" or "numpy".
@@ -95,8 +96,8 @@ class GenVectorEnv(VectorEnv):
             "prev_action": self.actions.legal,
         }
         available = {name: _space(field) for name, field in fields.items()}
-        partial_result = next(iter(sampler.fields))
-        self.observe = tuple(observe) if observe is not None else (partial_result, "step", "context")
+        compact = [name for name in sampler.fields if name != "features"]
+        self.observe = tuple(observe) if observe is not None else (*compact, "step", "context")
         for name in self.observe:
             if name not in available:
                 raise ValueError(f"observe must name some of {', '.join(available)}, got {name!r}")

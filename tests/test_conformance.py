@@ -30,6 +30,8 @@ SHORTEST = {
     "AdaGen/LlamaGen-v0": {"tokens_per_decision": 16},
     "AdaGen/DiT-v0": {"num_steps": 1, "solver": "euler"},
     "AdaGen/SiT-v0": {"num_steps": 1, "solver": "euler"},
+    "ART/Clock-v0": {"num_steps": 1},
+    "ART/GaussianMixture-v0": {"num_steps": 1},
 }
 """Environment id -> keyword arguments of its shortest episode."""
 
@@ -46,7 +48,25 @@ def test_the_shortest_episode_keeps_every_promise(env_id):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("env_id", SHORTEST)
 def test_every_id_keeps_every_promise(env_id, variant):
-    assert not broken(env_id, VARIANTS[variant])
+    kwargs = VARIANTS[variant]
+    if env_id == "ART/GaussianMixture-v0":  # points have no labels, and no rewards that compare them
+        kwargs = kwargs | {"contexts": "uniform", "reward": "none"}
+    assert not broken(env_id, kwargs)
+
+
+@pytest.mark.parametrize("budget", ["projection", "multiplier"])
+@pytest.mark.parametrize("derivative", ["jvp", "finite-difference"])
+@pytest.mark.parametrize(
+    ("env_id", "kwargs"),
+    [
+        ("ART/Clock-v0", {"network": "dit", "guidance_weight": 1.5}),
+        ("ART/Clock-v0", {"network": "sit", "sigma_max": 9, "sigma_min": 0.1, "action_mode": "physical"}),
+        ("ART/GaussianMixture-v0", {"backbone": "mixture-1d", "observe": ["point", "psi", "features"]}),
+        ("ART/GaussianMixture-v0", {"backbone": "mixture-2d", "sigma_max": 4.0}),
+    ],
+)
+def test_every_clock_keeps_every_promise(env_id, kwargs, budget, derivative):
+    assert not broken(env_id, kwargs | {"num_steps": 3, "budget": budget, "derivative": derivative})
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

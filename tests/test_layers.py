@@ -29,7 +29,7 @@ LEVELS = [
     {"tiers"},
     {"actions", "conditions", "contexts", "metrics", "viz", "prompts", "export"},
     {"rewards", "envs", "vector_env"},
-    {"tiers.digits", "tiers.imagenet"},
+    {"tiers.digits", "tiers.imagenet", "tiers.gaussian_mixture", "tiers.diffusers"},
     {"single_env", "wrappers"},
     {"make", "rollout", "integrations", "closed_loop"},
     {"evaluation", "bench", "check", "guard"},

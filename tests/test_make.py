@@ -20,7 +20,7 @@ KWARGS = {
     "reward": {"loo_fid": 2.0},
     "smoothing": 0.5,
     "observe": ["features", "step"],
-    "contexts": [1],
+    "contexts": [0],
 }
 
 

@@ -111,6 +111,7 @@ def shipped(env_id):
 def shown(env_id, seeds, plan, stream, episodes):
     """Returns {seed: (context, group, image)} of each episode of an id, with actions of the images' own streams."""
     sampler, names = shipped(env_id)
+    plan = [label % len(names) for label in plan] if isinstance(plan, list) else plan
     env = GenVectorEnv(sampler, Contexts(names, plan), len(seeds), autoreset_mode="Disabled")
     size, found = env.single_action_space.shape[0], []
     for episode in range(episodes):

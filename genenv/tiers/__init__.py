@@ -37,8 +37,14 @@ from genenv.releases import RELEASES
 
 RANDOM = "random:"
 """Before the name of a released backbone: its networks with random weights, to measure speed without a download."""
-BUILT_IN = ("genenv.tiers.digits", "genenv.tiers.imagenet")
-"""Modules whose `TIERS` are known from the start."""
+BUILT_IN = (
+    "genenv.tiers.digits",
+    "genenv.tiers.imagenet",
+    "genenv.tiers.gaussian_mixture",
+    "genenv.tiers.diffusers",
+)
+"""Modules whose `TIERS` are known from the start. Where there is a `recognise`, (backbone) -> tier or None, it knows
+backbones that have no manifest and no name of their own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +223,11 @@ def tier_of(backbone: str) -> Tier:
         if backbone in tier.backbones or (
             backbone.startswith(RANDOM) and backbone.removeprefix(RANDOM) in tier.released
         ):
+            return tier
+    recognisers = (getattr(importlib.import_module(module), "recognise", None) for module in BUILT_IN)
+    for recognise in filter(None, recognisers):
+        tier = recognise(backbone)
+        if tier is not None:
             return tier
     if os.sep not in backbone and not Path(backbone).is_dir():
         raise ValueError(
