@@ -371,7 +371,7 @@ def test_report_calls_the_writer(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("check CartPole-v1", "AdaGen/SiT-v0, got 'CartPole-v1'"),
+        ("check CartPole-v1", "ART/GaussianMixture-v0, got 'CartPole-v1'"),
         ("check AdaGen/DIT-v0", "got 'AdaGen/DIT-v0'; did you mean 'AdaGen/DiT-v0'?"),
         ("play no_such:My/Env-v0", "env_id 'no_such:My/Env-v0' cannot be loaded: No module named 'no_such'"),
         ("bench --env-kwargs [1]", "--env-kwargs must be a JSON object, got '[1]'"),
