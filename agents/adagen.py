@@ -35,6 +35,7 @@ from genenv.ranges import (
     check,
     value_at,
 )
+from genenv.registration import defaults
 from genenv.rewards.adversarial import AdversarialReward
 from genenv.rewards.classifier import make as make_classifier_reward
 from genenv.rewards.mixture import as_mixture
@@ -173,6 +174,7 @@ class Trainer:
             raise ValueError(
                 f"num_envs must be at least the {processes.num_ranks()} processes, got {config.num_envs}"
             )
+        defaults(config.env_id)  # names an id that is not ours
         largest_part = -(-config.num_envs // processes.num_ranks())
         self.env = gym.make_vec(
             config.env_id,
