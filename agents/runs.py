@@ -34,6 +34,7 @@ from genenv.checkpoints import CheckpointError, replacing, write_text
 from genenv.evaluation import Evaluation
 from genenv.json_text import parse_object
 from genenv.rollout import PER_DECISION, Episode
+from genenv.tiers import RANDOM
 from genenv.viz.report import read_records
 
 DIGEST = 64
@@ -132,7 +133,8 @@ def read_config(kind: type[C], run_dir: Path | str, trust_modules: bool = False)
         kind: its class.
         run_dir: the directory.
         trust_modules: let the file name Python modules, whose code then runs: "module:id" as `env_id`, and
-            "module:factory" as a reward. Otherwise only registered ids and the rewards of genenv are taken.
+            "module:factory" as a reward or a backbone. Otherwise only registered ids, and rewards and backbones that
+            have a name, are taken.
 
     Raises:
         ValueError: if there is no such file, or it is not such a configuration.
@@ -144,7 +146,8 @@ def read_config(kind: type[C], run_dir: Path | str, trust_modules: bool = False)
     if not trust_modules:
         module = config.env_id.rpartition(":")[0]
         named = [config.env_id] if module and module not in sys.modules else []
-        for name in named + [name for name in reward_names(config.reward) if ":" in name]:
+        backbone = str(config.env_kwargs.get("backbone", "")).removeprefix(RANDOM)
+        for name in named + [name for name in (backbone, *reward_names(config.reward)) if ":" in name]:
             raise ValueError(
                 f"{path}: {name!r} would run the code of a module; "
                 "if you trust the directory, say so with --trust-modules (trust_modules=True)"

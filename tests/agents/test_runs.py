@@ -42,13 +42,14 @@ class Config:
     seed: int = 0
     num_iterations: Annotated[int, AT_LEAST_1] = 5
     eval_images: int = 100
+    backbone: str = "digits"
 
     def __post_init__(self):
         check(self)
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
-        return {}
+        return {"backbone": self.backbone}
 
 
 class Counter:
@@ -412,6 +413,8 @@ def test_the_agents_need_nothing_that_only_unix_has():
         {"reward": "bad_module:make"},
         {"reward": '{"clip": 1.0, "bad_module:make": 2.0}'},
         {"reward": "subprocess:getoutput"},
+        {"env_id": "ART/GaussianMixture-v0", "backbone": "bad_module:make"},
+        {"backbone": "random:bad_module:make"},
     ],
 )
 def test_a_run_directory_runs_no_module_unless_it_is_trusted(tmp_path, monkeypatch, change):
@@ -429,6 +432,12 @@ def test_an_id_of_a_module_that_is_loaded_already_is_taken(tmp_path):
         json.dumps(dataclasses.asdict(Config()) | {"env_id": "genenv:AdaGen/SiT-v0"})
     )
     assert read_config(Config, tmp_path).env_id == "genenv:AdaGen/SiT-v0"
+
+
+def test_a_released_backbone_with_random_weights_is_no_module(tmp_path):
+    change = {"backbone": "random:imagenet256-dit-xl-2"}
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(Config()) | change))
+    assert read_config(Config, tmp_path).env_kwargs == change
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
