@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -328,3 +329,13 @@ def test_a_reference_that_is_not_finite_is_refused(make):
     write_manifest(folder, "toy")
     with pytest.raises(CheckpointError, match=r"reference\.safetensors: judge\.std must be finite, got nan"):
         Judge(str(folder))
+
+
+def test_a_folder_with_a_colon_in_its_name_is_no_module(tmp_path, monkeypatch):
+    (tmp_path / "bad_module.py").write_text("raise SystemExit('this code has run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    folder = Path("bad_module:make")
+    folder.mkdir()
+    write_manifest(folder, "digits")
+    assert tier_of(str(folder)).name == "digits"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -39,7 +40,9 @@ def _tier(name: str) -> Tier:
 
 def recognise(backbone: str) -> Tier | None:
     """Returns the tier of the user's own mixture, "module:factory"; None where a name is not of this kind."""
-    return _tier(backbone) if ":" in backbone and not backbone.startswith(RANDOM) else None
+    if ":" not in backbone or backbone.startswith(RANDOM) or Path(backbone).expanduser().is_dir():
+        return None
+    return _tier(backbone)
 
 
 TIERS = tuple(_tier(name) for name in MIXTURES)
