@@ -108,6 +108,7 @@ def make_reward(config: PolicyConfig, env: gym.vector.VectorEnv, generator: torc
 class Networks(Generic[C]):
     """The frozen networks of a run: policy, critic, the policy it refines, and its reward, made when asked for."""
 
+    run_dir: Path | str
     config: C
     policy: PolicyBackbone
     critic: PolicyBackbone
@@ -130,7 +131,9 @@ class Networks(Generic[C]):
         config, act, diversity = self.config, self.policy, self.diversity
         if diversity is None:
             if fidelity != 1.0:
-                raise ValueError(f"the run has one policy only, got fidelity {fidelity}; see --diversity-run")
+                raise ValueError(
+                    f"{self.run_dir} has one policy only; train a second with --diversity-run {self.run_dir}"
+                )
             return PolicyActor(config.env_id, config.env_kwargs, act)
 
         def blended(observation: Observation) -> Tensor:
@@ -143,7 +146,7 @@ class Networks(Generic[C]):
         for name in ("env_id", "backbone", "num_steps", "smoothing", "hidden_dim"):
             of_this, found = getattr(self.config, name), getattr(config, name)
             if found != of_this:
-                raise ValueError(f"{name} must be that of the run to refine, {of_this!r}, got {found!r}")
+                raise ValueError(f"{name} must be that of {self.run_dir}, {of_this!r}, got {found!r}")
 
 
 def load_networks(
@@ -172,4 +175,4 @@ def load_networks(
         return made
 
     diversity = None if state["diversity"] is None else network(state["diversity"])
-    return Networks(config, network(state["policy"]), network(state["critic"]), diversity, reward)
+    return Networks(run_dir, config, network(state["policy"]), network(state["critic"]), diversity, reward)

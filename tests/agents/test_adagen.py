@@ -326,7 +326,9 @@ def test_lambda_is_the_images_own_and_no_exploration_noise(finished):
 
 
 def test_blending_needs_two_policies(finished, capsys):
-    with pytest.raises(ValueError, match="has one policy only"):
+    with pytest.raises(
+        ValueError, match=rf"{finished.out} has one policy only; .* --diversity-run {finished.out}"
+    ):
         load_policy(finished.out, fidelity=0.5)
     with pytest.raises(ValueError, match=r"fidelity must be in \[0, 1\], got 2"):
         load_policy(finished.out, fidelity=2)

@@ -26,7 +26,7 @@ def networks(config: Config) -> Networks:
         torch.manual_seed(3)
         for network in (trainer.policy, trainer.critic):
             torch.nn.init.normal_(network.linear3.weight, std=0.05)
-    return Networks(config, trainer.policy, trainer.critic, None, lambda: trainer.reward)
+    return Networks("untrained", config, trainer.policy, trainer.critic, None, lambda: trainer.reward)
 
 
 def make(config: Config, num_envs: int, **kwargs):
@@ -61,7 +61,7 @@ def test_lookahead_keeps_the_candidate_that_it_chose(env_id):
     def rewards_the_last(images, context):
         return torch.full((6,), float(next(calls) % 3))
 
-    biased = Networks(config, trained.policy, favours_the_last, None, lambda: rewards_the_last)  # type: ignore[arg-type]
+    biased = Networks("biased", config, trained.policy, favours_the_last, None, lambda: rewards_the_last)  # type: ignore[arg-type]
     ahead = refine(env, biased, repeats=1, candidates=3, seed=5)
     # The last candidate of the only attempt draws as episode 2 of the seeds, after the start of episode 0.
     inner = unwrapped(env)
