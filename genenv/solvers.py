@@ -275,6 +275,17 @@ def reverse_flow(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
     return (denoiser(x, sigma) - x) / per_image(sigma, x)
 
 
+def directional_derivative(
+    function: Callable[..., Tensor], at: tuple[Tensor, ...], direction: tuple[Tensor, ...]
+) -> Tensor:
+    """Returns the Jacobian of a function times a direction, one product in forward mode, as large as its value."""
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):  # other attention has no forward mode
+        warnings.filterwarnings("ignore", "`torch.jit.script`")  # which torch loads this mode with
+        # An expanded tensor cannot carry a tangent.
+        point, tangent = (tuple(x.contiguous() for x in tensors) for tensors in (at, direction))
+        return torch.func.jvp(function, point, tangent)[1]
+
+
 def flow_acceleration(
     denoiser: Denoiser, x: Tensor, sigma: Tensor, flow: Tensor, difference: float | None = None
 ) -> Tensor:
@@ -299,12 +310,7 @@ def flow_acceleration(
         return reverse_flow(denoiser, x, sigma)
 
     if difference is None:
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
-            warnings.filterwarnings(
-                "ignore", "`torch.jit.script` is deprecated", FutureWarning
-            )  # of torch's own
-            point = x.contiguous(), sigma.contiguous()  # an expanded tensor cannot carry a tangent
-            return torch.func.jvp(slope, point, (flow.contiguous(), torch.full_like(point[1], -1)))[1]
+        return directional_derivative(slope, (x, sigma), (flow, torch.full_like(sigma, -1)))
     if not 0 < difference < 1:
         raise ValueError(f"difference must lie between 0 and 1, got {difference}")
     step = difference * sigma

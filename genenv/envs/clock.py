@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genenv.actions import Schedule, ScheduleActions
 from genenv.envs import diffusion, flow
@@ -28,7 +26,7 @@ from genenv.models.unet import load_unet
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, Purpose
 from genenv.schedules import REAL, ScheduleParam, constant, scaled_unit
-from genenv.solvers import per_image
+from genenv.solvers import directional_derivative, per_image, reverse_flow
 from genenv.tiers import backbones_with, parts_of, tier_of
 
 NETWORKS = {"sit": flow.make_sampler, "dit": diffusion.make_sampler}
@@ -81,29 +79,17 @@ class ProbabilityFlow:
 
     def slope(self, x: Tensor, psi: Tensor, context: Context) -> Tensor:
         """Returns F (N, ...) at x (N, ...) and psi (N,)."""
-        sigma = self.sigma(psi)
-        return (self.denoiser(x, sigma, context) - x) / per_image(sigma, x)
+        return reverse_flow(lambda x, sigma: self.denoiser(x, sigma, context), x, self.sigma(psi))
 
     def __call__(self, x: Tensor, psi: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Returns F and Q, both (N, ...), at x (N, ...) and psi (N,)."""
         slope = self.slope(x, psi, context)
         if self.derivative == "jvp":
-            along = _derivative(
-                lambda x, psi: self.slope(x, psi, context), (x, psi), (slope, torch.ones_like(psi))
-            )
-            return slope, along
+            along = (slope, torch.ones_like(psi))
+            return slope, directional_derivative(lambda *at: self.slope(*at, context), (x, psi), along)
         step = DIFFERENCE * self.sigma(psi)
         ahead = self.slope(x + per_image(step, x) * slope, psi + step, context)
         return slope, (ahead - slope) / per_image(step, x)
-
-
-def _derivative(
-    function: Callable[..., Tensor], at: tuple[Tensor, ...], direction: tuple[Tensor, ...]
-) -> Tensor:
-    """Returns the derivative of a function along a direction, in forward mode."""
-    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):  # other attention has no forward mode
-        warnings.filterwarnings("ignore", "`torch.jit.script`")  # which torch loads this mode with
-        return torch.func.jvp(function, at, direction)[1]
 
 
 @dataclasses.dataclass(frozen=True)
