@@ -90,12 +90,8 @@ class NoisePath(ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VariancePreserving(NoisePath):
-    """A path with alpha^2 + sigma^2 = 1; the network predicts the noise."""
-
-    def sigma(self, time: Tensor) -> Tensor:
-        """Returns sqrt(1 - alpha^2)."""
-        return (-torch.expm1(2 * self.log_alpha(time))).sqrt()
+class NoisePredicting(NoisePath):
+    """A path whose network says the noise E."""
 
     def output(self, data: Tensor, noise: Tensor) -> Tensor:
         """Returns E."""
@@ -110,6 +106,15 @@ class VariancePreserving(NoisePath):
         return (latents - per_image(self.sigma(time), latents) * output) / per_image(
             self.alpha(time), latents
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VariancePreserving(NoisePredicting):
+    """A path with alpha^2 + sigma^2 = 1."""
+
+    def sigma(self, time: Tensor) -> Tensor:
+        """Returns sqrt(1 - alpha^2)."""
+        return (-torch.expm1(2 * self.log_alpha(time))).sqrt()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,7 +212,7 @@ class LinearPath(NoisePath):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VarianceExploding(NoisePath):
+class VarianceExploding(NoisePredicting):
     """The path x = D + sigma E whose time is sigma (Karras et al. 2022); the output is its slope dx/dsigma, the noise.
 
     Time runs down: 0 is data.
@@ -227,18 +232,6 @@ class VarianceExploding(NoisePath):
     def time_of(self, level: Tensor) -> Tensor:
         """Returns the level."""
         return level
-
-    def output(self, data: Tensor, noise: Tensor) -> Tensor:
-        """Returns E."""
-        return noise
-
-    def noise(self, latents: Tensor, time: Tensor, output: Tensor) -> Tensor:
-        """Returns the output."""
-        return output
-
-    def data(self, latents: Tensor, time: Tensor, output: Tensor) -> Tensor:
-        """Returns x - sigma E."""
-        return latents - per_image(time, latents) * output
 
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
