@@ -86,7 +86,7 @@ class ProbabilityFlow:
         slope = self.slope(x, psi, context)
         if self.derivative == "jvp":
             along = (slope, torch.ones_like(psi))
-            return slope, directional_derivative(lambda *at: self.slope(*at, context), (x, psi), along)
+            return slope, directional_derivative(lambda x, psi: self.slope(x, psi, context), (x, psi), along)
         step = DIFFERENCE * self.sigma(psi)
         ahead = self.slope(x + per_image(step, x) * slope, psi + step, context)
         return slope, (ahead - slope) / per_image(step, x)
