@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from genenv.json_text import parse_object
+from genenv.json_text import read_object
 
 C = TypeVar("C")
 
@@ -27,7 +27,7 @@ def from_json(kind: type[C], path: Path) -> C:
     Raises:
         ValueError: one line that names the file and the field, where it is not what `as_json` wrote.
     """
-    values = parse_object(path.read_bytes(), str(path))
+    values = read_object(path)
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for fault, found in (

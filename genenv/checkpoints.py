@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from genenv.json_text import parse_object
+from genenv.json_text import read_object
 from genenv.releases import RELEASES, Download
 
 MANIFEST = "manifest.json"
@@ -252,7 +252,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if it is not readable JSON, or no object; see `genenv.json_text`.
     """
     try:
-        return parse_object(path.read_bytes(), str(path))
+        return read_object(path)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
 

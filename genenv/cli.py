@@ -454,6 +454,7 @@ def _export(options: argparse.Namespace) -> int:
         read_schedule,
         schedule_text,
     )
+    from genenv.json_text import read_object
 
     levels = at_steps(read_schedule(options.schedule), options.steps)
     if options.to == "json":
@@ -461,8 +462,7 @@ def _export(options: argparse.Namespace) -> int:
     else:
         config, names = None, SCHEDULERS
         if options.scheduler_config is not None:
-            text = options.scheduler_config.read_text(encoding="utf-8")
-            config = json_object("--scheduler-config", text)
+            config = read_object(options.scheduler_config)
             names = (FLOW,) if "FlowMatch" in config.get("_class_name", "") else DIFFUSION
         arguments, refused = {}, []
         for name in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 MAX_DEPTH = 100
@@ -43,6 +44,11 @@ def parse_object(content: str | bytes, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{where} must hold a JSON object, got {type(found).__name__}")
     return found
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Returns the object that a JSON file holds, with its path in what is told; see `parse_json`."""
+    return parse_object(path.read_bytes(), str(path))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

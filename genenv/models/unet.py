@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from genenv.json_text import read_object
 from genenv.solvers import PathDenoiser, VPTable
 
 MODEL = "UNet2DModel"
@@ -52,10 +52,10 @@ def unet_config(folder: Path) -> dict[str, Any] | None:
     for path in (folder / "unet" / "config.json", folder / "config.json"):
         if path.is_file():
             try:
-                config = json.loads(path.read_text(encoding="utf-8"))
+                config = read_object(path)
             except ValueError:
                 return None
-            return config if isinstance(config, dict) and config.get("_class_name") == MODEL else None
+            return config if config.get("_class_name") == MODEL else None
     return None
 
 

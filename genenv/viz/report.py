@@ -15,7 +15,7 @@ from typing import Any
 
 import genenv
 from genenv.checkpoints import write_text
-from genenv.json_text import parse_object
+from genenv.json_text import parse_object, read_object
 from genenv.metrics.names import METRICS, Metric
 
 PACKAGES = ("torch", "gymnasium", "numpy")
@@ -115,7 +115,7 @@ def _check_summary(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    return parse_object(path.read_bytes(), str(path)) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _facts(run_dir: Path, summary: Mapping[str, Any], records: Sequence[Mapping[str, float]]) -> str:
