@@ -35,7 +35,7 @@ class EMAActionSmoothing(GenVectorWrapper):
         """Takes a step with the smoothed actions (N, ...)."""
         actions = self._inner.check_actions(actions)
         if self._average is not None and self._inner.current_step > 0:
-            actions = torch.lerp(actions, self._average.to(actions), self.decay)
+            actions = self._next(self._average.to(actions), actions)
         result = self.env.step(actions)
         self._average = actions.clone()  # the caller may reuse its tensor
         return result
@@ -44,8 +44,11 @@ class EMAActionSmoothing(GenVectorWrapper):
         """Returns the smoothed actions (T, N, ...) of an episode's."""
         averages = [actions[0]]
         for action in actions[1:]:
-            averages.append(torch.lerp(action, averages[-1], self.decay))
+            averages.append(self._next(averages[-1], action))
         return torch.stack(averages)
+
+    def _next(self, average: Tensor, action: Tensor) -> Tensor:
+        return torch.lerp(action, average, self.decay)
 
 
 def smoothing_of(env: VectorEnv) -> list[EMAActionSmoothing]:
