@@ -44,14 +44,13 @@ def check(env_id: str, **env_kwargs: Any) -> Iterator[tuple[str, str | None]]:
         env_kwargs: keyword arguments of the environment; each promise chooses its own output and autoreset mode.
     """
     given: dict[str, Any] = {"reward": "none"} | env_kwargs
-    gym.make_vec(env_id, num_envs=NUM_ENVS, **given)  # the user's mistakes first
+    env = gym.make_vec(env_id, num_envs=NUM_ENVS, **given)  # raises what the user has mistaken
     env_kwargs = {k: v for k, v in env_kwargs.items() if k not in ("output", "autoreset_mode")}
 
     def make(num_envs: int = NUM_ENVS, **kwargs: Any) -> Any:
         merged: dict[str, Any] = {"reward": "none"} | env_kwargs | kwargs
         return gym.make_vec(env_id, num_envs=num_envs, **merged)
 
-    env = make()
     actions = unwrapped(env).actions
     refused = "finite" if actions.field.dtype.is_floating_point else "legal"
     promises: dict[str, Callable[[], None]] = {
@@ -74,7 +73,7 @@ def check(env_id: str, **env_kwargs: Any) -> Iterator[tuple[str, str | None]]:
             yield name, str(broken)
         except (
             Exception
-        ) as error:  # whatever a new environment does is found, and the other promises are tried
+        ) as error:  # whatever a new environment does: the other promises are tried all the same
             yield name, " ".join(f"{type(error).__name__}: {error}".split())
         else:
             yield name, None
