@@ -61,7 +61,7 @@ def read_schedule(path: Path) -> dict[int, Tensor]:
     try:
         sigmas = json.loads(file.read_text(encoding="utf-8"))["sigmas"]
         grids = {int(steps): noise_levels(levels) for steps, levels in sigmas.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{file} is no schedule of noise levels: {reason}") from None
     wrong = [steps for steps, levels in grids.items() if len(levels) != steps + 1]

@@ -163,6 +163,7 @@ def test_other_numbers_of_steps_are_resampled_from_the_nearest(run_dir):
         ('{"sigmas": {"1": ["a", 0.0]}}', "is no schedule of noise levels"),
         ('{"sigmas": {"2": [1.0, 0.0]}}', "must have K \\+ 1 levels .* for 2 it has 2"),
         ('{"sigmas": {"2": [1.0, 3.0, 0.0]}}', "a grid must fall, got 1 before 3 at step 0"),
+        ("[" * 100_000, "is no schedule of noise levels: maximum recursion depth"),
     ],
 )
 def test_a_file_that_is_no_schedule_is_refused_by_name(tmp_path, capsys, text, message):
