@@ -174,7 +174,8 @@ class Trainer:
             raise ValueError(
                 f"num_envs must be at least the {processes.num_ranks()} processes, got {config.num_envs}"
             )
-        defaults(config.env_id)  # names an id that is not ours
+        if config.env_id in gym.registry:  # of others Gymnasium says what is alike
+            defaults(config.env_id)  # names an id that is not ours
         largest_part = -(-config.num_envs // processes.num_ranks())
         self.env = gym.make_vec(
             config.env_id,
