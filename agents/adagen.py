@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from agents import chunks, policy, processes, results, runs
+from agents.adversary import Adversary
 from agents.command_line import main
 from agents.console import say
-from agents.loop import check_finite, learn
+from agents.loop import Parts, Stateful, check_finite, learn
 from agents.losses import gaussian_log_prob, ppo_policy_loss
 from agents.policy import OBSERVE, Networks, PolicyActor, make_network, make_reward
 from genenv.distributed import sum_over_ranks
@@ -162,13 +163,14 @@ PRESETS = {
 training code), which go with any `--env-id` that takes their `--num-steps`."""
 
 
-class Trainer:
+class Trainer(Parts):
     """Everything of a run that changes while it trains, and nothing else.
 
     With several processes each generates its part of the images; networks and random order are the same in all.
     """
 
     def __init__(self, config: Config):
+        super().__init__()
         self.config = config
         if config.num_envs < processes.num_ranks():
             raise ValueError(
@@ -195,7 +197,12 @@ class Trainer:
             self.reward = make_reward(config, self.env, self.generator)
         if self.reward.normalise and processes.num_ranks() > 1:
             raise ValueError("a normalised reward compares all images: train it in one process")
-        self.adversary = self.reward.rewards.get("adversarial")
+        adversarial = self.reward.rewards.get("adversarial")
+        self.adversary = (
+            Adversary(adversarial, self.tier, config, self.generator)
+            if isinstance(adversarial, AdversarialReward)
+            else None
+        )
         self.diversity = None
         if config.diversity_run is not None:
             first = load_networks(config.diversity_run, config.device)
@@ -204,16 +211,19 @@ class Trainer:
             self.fidelity_reward = make_classifier_reward(config.backbone, str(self.device))
         self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
         self.optimiser = torch.optim.Adam(self.parameters, lr=value_at(config.learning_rate, 0))
-        self.discriminator_optimiser: torch.optim.Optimizer | None = None
-        if isinstance(self.adversary, AdversarialReward):
-            self.discriminator_optimiser = torch.optim.Adam(
-                self.adversary.discriminator.parameters(),
-                lr=config.discriminator_learning_rate,
-                betas=(0.5, 0.999),
-            )
-        self.iteration = 0
-        self.images = 0
-        self.seconds = 0.0
+
+    @property
+    def parts(self) -> dict[str, Stateful | torch.Generator | None]:
+        """What training changes, by name."""
+        return {
+            "policy": self.policy,
+            "critic": self.critic,
+            "diversity": self.diversity,
+            "reward": self.reward,
+            "optimiser": self.optimiser,
+            "discriminator_optimiser": None if self.adversary is None else self.adversary.optimiser,
+            "generator": self.generator,
+        }
 
     def act(self, observation: Observation) -> Tensor:
         """Returns the policy's mean action (N, A)."""
@@ -222,20 +232,21 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """Runs one iteration: rollout, policy updates, discriminator updates."""
         config, started = self.config, time.perf_counter()
-        discriminator_steps = config.discriminator_steps if self.adversary is not None else 0
         if self.iteration == 0 and config.discriminator_warmup and self.adversary is not None:
             episode, _ = self.rollout(config.num_envs)
             for _ in range(config.discriminator_warmup):
-                self.update_discriminator(episode, config.num_envs)
+                self.adversary.update(episode, config.num_envs)
         episode, seeds = self.rollout(config.num_envs)
         reward, parts = self._judge(episode)
         losses = self._update_policy(episode, seeds, reward)
         number = config.num_envs
-        for _ in range(discriminator_steps):
+        for _ in range(config.discriminator_steps):
+            if self.adversary is None:
+                break
             if config.fresh_fakes:
                 number = config.discriminator_batch
                 episode, _ = self.rollout(number)
-            losses["discriminator_loss"] = self.update_discriminator(episode, number)
+            losses["discriminator_loss"] = self.adversary.update(episode, number)
         self.iteration += 1
         self.seconds += time.perf_counter() - started
         return {
@@ -315,26 +326,6 @@ class Trainer:
         check_finite(dict(self.policy.named_parameters()))
         return losses
 
-    def update_discriminator(self, episode: Episode, number: int) -> float:
-        """Takes one step on some of an episode's images, which all processes choose alike."""
-        assert isinstance(self.adversary, AdversarialReward)
-        assert self.discriminator_optimiser is not None
-        own, choice = processes.own(number), torch.randperm(number, generator=self.generator)
-        choice = choice[: self.config.discriminator_batch]
-        real = self.tier.real_like(processes.gather(episode.context)[choice.to(self.device)], self.generator)
-        chosen = (choice >= own.start) & (choice < own.stop)
-        mine = (choice[chosen] - own.start).to(self.device)
-        loss = self.adversary.loss(
-            episode.images[mine], real[chosen.to(self.device)], episode.context[mine]
-        ) * (len(mine) / len(choice))
-        self.discriminator_optimiser.zero_grad()
-        loss.backward()
-        processes.sum_gradients(self.adversary.discriminator.parameters())
-        found = sum_over_ranks(loss.detach()).item()
-        check_finite({"discriminator_loss": found})
-        self.discriminator_optimiser.step()
-        return found
-
     def needs(self) -> str:
         """Returns what training will take, in one line."""
         config, part = self.config, len(processes.own(self.config.num_envs))
@@ -345,37 +336,6 @@ class Trainer:
             if config.fresh_fakes:
                 generated += config.discriminator_steps * config.discriminator_batch
         return chunks.needs(self.env, part, config.num_iterations * generated + first)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns all that an exact continuation needs; the images' streams follow from `images`."""
-        return {
-            "iteration": self.iteration,
-            "images": self.images,
-            "seconds": self.seconds,
-            "policy": self.policy.state_dict(),
-            "critic": self.critic.state_dict(),
-            "diversity": None if self.diversity is None else self.diversity.state_dict(),
-            "reward": self.reward.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "discriminator_optimiser": None
-            if self.discriminator_optimiser is None
-            else self.discriminator_optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.iteration, self.images = state["iteration"], state["images"]
-        self.seconds = state["seconds"]
-        self.policy.load_state_dict(state["policy"])
-        self.critic.load_state_dict(state["critic"])
-        if self.diversity is not None:
-            self.diversity.load_state_dict(state["diversity"])
-        self.reward.load_state_dict(state["reward"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        if self.discriminator_optimiser is not None:
-            self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
-        self.generator.set_state(state["generator"])
 
 
 def train(config: Config, out: Path, resume: bool = False) -> results.RunResult | None:

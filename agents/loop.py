@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from agents import processes
@@ -27,6 +28,54 @@ class Learner(Restorable, Protocol):
     def step(self) -> dict[str, float]:
         """Runs one iteration, counts it in `iteration`, and returns what is logged, "iteration" among it."""
         ...
+
+
+class Stateful(Protocol):
+    """A part of a learner that training changes: a network, an optimiser, a reward."""
+
+    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...  # noqa: D102
+
+
+class Parts:
+    """A learner's state: how far it has come, and that of its parts.
+
+    Attributes:
+        iteration: iterations done.
+        images: generated for training so far; the images' random streams follow from it.
+        seconds: spent so far.
+    """
+
+    def __init__(self):
+        self.iteration, self.images, self.seconds = 0, 0, 0.0
+
+    @property
+    def parts(self) -> dict[str, Stateful | torch.Generator | None]:
+        """What training changes, by name; None for what this run does not have."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that an exact continuation needs."""
+        state: dict[str, Any] = {
+            "iteration": self.iteration,
+            "images": self.images,
+            "seconds": self.seconds,
+        }
+        for name, part in self.parts.items():
+            if isinstance(part, torch.Generator):
+                state[name] = part.get_state()
+            else:
+                state[name] = None if part is None else part.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.iteration, self.images, self.seconds = (state[n] for n in ("iteration", "images", "seconds"))
+        for name, part in self.parts.items():
+            if isinstance(part, torch.Generator):
+                part.set_state(state[name])
+            elif part is not None:
+                part.load_state_dict(state[name])
 
 
 def learn(

@@ -114,7 +114,7 @@ def test_the_discriminator_learns_to_tell_noise_from_digits():
     trainer = Trainer(changed(num_envs=64, discriminator_batch=64))
     episode, _ = trainer.rollout(64)
     noise = dataclasses.replace(episode, images=torch.rand(64, 1, 8, 8))
-    losses = [trainer.update_discriminator(noise, 64) for _ in range(60)]
+    losses = [trainer.adversary.update(noise, 64) for _ in range(60)]
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -227,7 +227,7 @@ def test_a_mixture_is_maximised_and_resumed_with_its_discriminator_and_moments()
     trainer, other = (Trainer(changed(reward=MIXTURE)) for _ in range(2))
     before = trainer.step()
     assert {"reward/adversarial", "reward/hpsv2", "reward/loo_fid", "discriminator_loss"} <= before.keys()
-    assert trainer.reward.rewards["adversarial"] is trainer.adversary
+    assert trainer.reward.rewards["adversarial"] is trainer.adversary.reward
     other.load_state_dict(copy.deepcopy(trainer.state_dict()))
     assert trainer.step() == other.step()
 

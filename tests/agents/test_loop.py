@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from agents.loop import Diverged, learn
-from agents.runs import load_checkpoint, open_run
+from agents.loop import Diverged, Parts, learn
+from agents.runs import load_checkpoint, open_run, save_checkpoint
 from tests.agents.test_runs import Config
 
 
@@ -108,3 +108,50 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [f"iteration {i} of 7" for i in (3, 6, 7)]
     assert "held-out FID 3.00, recall -" in lines[0]
+
+
+class InParts(Parts):
+    """A network with its optimiser, some random numbers, and a part that this run does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = torch.nn.Linear(2, 1)
+        self.optimiser = torch.optim.Adam(self.network.parameters())
+        self.generator = torch.Generator().manual_seed(3)
+
+    @property
+    def parts(self):
+        return {
+            "network": self.network,
+            "optimiser": self.optimiser,
+            "generator": self.generator,
+            "absent": None,
+        }
+
+    def step(self):
+        loss = self.network(torch.rand(5, 2, generator=self.generator)).square().mean()
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.iteration, self.images, self.seconds = self.iteration + 1, self.images + 5, self.seconds + 0.5
+        return loss.item()
+
+
+def test_a_learner_made_of_parts_goes_on_where_it_was(tmp_path):
+    whole, first, second = InParts(), InParts(), InParts()
+    for part in (whole, first):
+        part.network.load_state_dict(second.network.state_dict())
+    losses = [whole.step() for _ in range(4)]
+    found = [first.step() for _ in range(2)]
+    save_checkpoint(first.state_dict(), tmp_path / "checkpoint.pt")
+    second.load_state_dict(load_checkpoint(tmp_path / "checkpoint.pt"))
+    assert (second.iteration, second.images, second.seconds) == (2, 10, 1.0)
+    assert found + [second.step() for _ in range(2)] == losses
+
+
+def test_a_state_that_lacks_a_part_is_refused():
+    state = InParts().state_dict()
+    assert state["absent"] is None
+    del state["generator"]
+    with pytest.raises(KeyError, match="generator"):
+        InParts().load_state_dict(state)
