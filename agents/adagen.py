@@ -137,7 +137,7 @@ class Config:
 
 PRESETS = {
     "digits": Config(),
-    "demo": Config(num_iterations=100, eval_interval=50),
+    "demo": Config(eval_interval=60),
     "var": Config(env_id="AdaGen/VAR-v0"),
     "llamagen": Config(env_id="AdaGen/LlamaGen-v0"),
     "dit": Config(env_id="AdaGen/DiT-v0", num_steps=8, num_iterations=80),
