@@ -163,7 +163,7 @@ def save_samples(
     )
     top = MARGIN
     for name, pictures, where in shown:
-        page.write(_fitted(name, page.width - 2 * MARGIN, 17), MARGIN, top + LINE / 2, size=17, weight="bold")
+        page.write(fitted(name, page.width - 2 * MARGIN, 17), MARGIN, top + LINE / 2, size=17, weight="bold")
         if len(blocks) > 1 and name == next(iter(blocks)):
             page.write(
                 "same place = same seed", page.width - MARGIN, top + LINE / 2, color=SOFT_INK, align="right"
@@ -172,7 +172,7 @@ def save_samples(
         for line in lines:
             for column in line:
                 left = MARGIN + (column - line.start) * (width + GAP)
-                label = _fitted(str(names[column]), width, 13)
+                label = fitted(str(names[column]), width, 13)
                 page.write(label, left + width / 2, top + LINE / 2, color=SOFT_INK, align="center")
                 for n, i in enumerate(where[column]):
                     page.paste(pictures[i], left, top + heading + n * (height + GAP))
@@ -255,7 +255,7 @@ def save_film_strip(
         for n, (name, value) in enumerate(values.items()):
             y = top + (n + 0.5) * SMALL_LINE
             if column == 0:
-                text = _fitted(name.replace("_", " "), gutter - 12, 10)
+                text = fitted(name.replace("_", " "), gutter - 12, 10)
                 page.write(text, edge - 12, y, size=10, color=SOFT_INK, align="right")
             if step > 0:
                 text = f"{value[step - 1, row].item():.3g}"
@@ -274,7 +274,7 @@ def save_film_strip(
                 write_values(column, step, row, top + height + 4)
     for row, label in enumerate(labels or ()):
         y = MARGIN + LINE + above + row * (height + GAP + below) + height / 2
-        page.write(_fitted(str(label), gutter - 12, 13), edge - 12, y, align="right")
+        page.write(fitted(str(label), gutter - 12, 13), edge - 12, y, align="right")
     page.write("amber: not decided yet", edge, page.height - MARGIN - LINE / 2, color=SOFT_INK)
     page.save(path)
 
@@ -296,7 +296,7 @@ def save_schedule(path: str | Path, static: Mapping[str, Tensor], learned: Mappi
         )
     with matplotlib.style.context(["default", STYLE]):
         columns = _columns(len(static))
-        figure, panels = _panels(len(static), columns)
+        figure, panels = subplots(len(static), columns)
         for axes, (name, line) in zip(panels, static.items(), strict=True):
             values = learned[name]
             if values.ndim != 2 or line.shape != values.shape[:1] or not values.numel():
@@ -311,7 +311,7 @@ def save_schedule(path: str | Path, static: Mapping[str, Tensor], learned: Mappi
             axes.set_xlabel("step")
         handles, titles = panels[0].get_legend_handles_labels()
         figure.legend(handles, titles, loc="outside upper left", ncols=len(titles), borderpad=0.5)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _draw_schedule(axes: Axes, static: np.ndarray, learned: np.ndarray) -> None:
@@ -370,7 +370,7 @@ def save_curves(
     shown = [panel for panel in PANELS if any(curves[key][0].size for key in panel.keys)] or [PANELS[0]]
     with matplotlib.style.context(["default", STYLE]):
         columns = _columns(len(shown))
-        figure, panels = _panels(len(shown), columns)
+        figure, panels = subplots(len(shown), columns)
         for axes, panel in zip(panels, shown, strict=True):
             axes.set_title(panel.title, pad=24)
             axes.set_ylabel(panel.unit)
@@ -395,7 +395,7 @@ def save_curves(
                 axes.set_xlim(first - 0.03 * (last - first), last + 0.03 * (last - first))
         for axes in panels[-columns:]:
             axes.set_xlabel("images generated in training" if clock == "images" else "iteration")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _curve(records: Sequence[Mapping[str, float]], clock: str, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -468,7 +468,7 @@ class _Page:
 
     def save(self, path: str | Path) -> None:
         self.figure.figimage(self.pixels, origin="upper")
-        _save(self.figure, path)
+        save_figure(self.figure, path)
 
 
 def _pixels(images: Tensor) -> np.ndarray:
@@ -487,7 +487,7 @@ def _text_width(text: str, size: float) -> int:
     return math.ceil(0.6 * len(text) * size * DPI / 72)
 
 
-def _fitted(text: str, width: float, size: float) -> str:
+def fitted(text: str, width: float, size: float) -> str:
     """Returns a text, cut short where it is wider than so many pixels."""
     if _text_width(text, size) <= width:
         return text
@@ -498,13 +498,15 @@ def _columns(panels: int) -> int:
     return {1: 1, 2: 2, 4: 2}.get(panels, 3)
 
 
-def _panels(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+def subplots(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of panels in reading order; make, fill and save it within STYLE."""
     rows = -(-count // columns)
     size = (10.5 if columns > 1 else 7.5, 3.1 * rows + 0.4)
     figure = Figure(figsize=size, dpi=170, layout="constrained")
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Writes a figure as a PNG file, whole or not at all."""
     with replacing(Path(path)) as partial:
         figure.savefig(partial, format="png")

@@ -336,7 +336,7 @@ def test_curves_show_the_hand_crafted_values_as_lines_across_the_panel(tmp_path)
 def curve_panels(monkeypatch, tmp_path, *args, **kwargs):
     """Returns the panels of the curves by title."""
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     plots.save_curves(tmp_path / "c.png", *args, **kwargs)
     return {axes.get_title("left"): axes for axes in figures[0].axes}
 
