@@ -1,0 +1,156 @@
+"""Pictures of grids of noise levels: the clocks they stand for.
+
+A grid is one of `genenv.grids`: (K+1,) noise levels sigma that fall from sigma_max to exactly 0. Axes with a 0 are
+logarithmic down to a power of ten, which they name, and linear from there on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.interpolate import make_interp_spline
+from torch import Tensor
+
+from genenv.solvers import noise_levels
+from genenv.viz.plots import INK, LEARNED, SERIES, SOFT_INK, STYLE, fitted, save_figure, subplots
+
+# isort: split
+# After plots, which says what to install where matplotlib is missing.
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, StrMethodFormatter
+
+LINES: tuple[dict[str, Any], ...] = (
+    {"color": LEARNED, "linestyle": "-"},
+    {"color": SERIES[1], "linestyle": "--"},
+    {"color": INK, "linestyle": "-."},
+    {"color": "#e69f00", "linestyle": ":"},
+    {"color": "#56b4e9", "linestyle": (0, (6, 1.5, 1, 1.5, 1, 1.5))},
+    {"color": SOFT_INK, "linestyle": (0, (8, 2))},
+    {"color": "#7a1f1f", "linestyle": (0, (1, 1))},
+    {"color": "#a0aab4", "linestyle": (0, (3, 1))},
+)
+"""Lines that stay apart for colour-blind readers; the first is the learned one's."""
+DECADES = 4
+"""Powers of ten that an axis with a 0 goes down logarithmically, at most."""
+NAME_WIDTH = 300
+"""The widest name, in pixels."""
+POINTS = 600
+"""Times, at least, for which the noise levels of a clock are drawn."""
+
+
+def save_clock(path: str | Path, speeds: Tensor, grids: Mapping[str, Tensor], period: float) -> None:
+    """Writes a learned clock over its time t in [0, T], beside those that grids stand for (ART, arXiv 2601.18681).
+
+    One panel has the speed theta = d psi / dt, which each decision holds until the next, the other the noise level
+    sigma = T - psi. Each of the K steps of a grid takes T / K, so that its speed is (sigma_k - sigma_{k+1}) / (T / K).
+    The band holds 99 % of the trajectories at each time, or more if they are few. Levels below 0, of a clock that
+    overshoots, run out of the picture.
+
+    Args:
+        path: of the PNG file.
+        speeds: (K, N), theta of N trajectories as executed, at K decisions evenly spaced in [0, T].
+        grids: {name: levels (K_i+1,)}, falling from T to 0, 7 at most; each has its own K.
+        period: T, the clock's last time and the first noise level.
+
+    Raises:
+        ValueError: if the speeds are not of this shape or not finite, T is not above 0, there are no grids or too many,
+            or one does not fall from T to 0.
+    """
+    theta = speeds.detach().cpu().double().numpy()
+    if theta.ndim != 2 or not theta.size:
+        raise ValueError(f"speeds must have shape (K, N) with K, N > 0, got {theta.shape}")
+    if not np.isfinite(theta).all():
+        raise ValueError(f"speeds must be finite, got {theta[~np.isfinite(theta)][0]}")
+    if not 0 < period < math.inf:
+        raise ValueError(f"period must be a number above 0, got {period}")
+    levels = _checked(grids, len(LINES) - 1)
+    for name, grid in levels.items():
+        if not math.isclose(grid[0], period, rel_tol=1e-6):
+            raise ValueError(f"{name} must fall from the period {period:g}, got {grid[0]:g}")
+    sigma = period - np.insert(theta, 0, 0, axis=0).cumsum(axis=0) * period / len(theta)  # (K+1, N)
+    means = [sigma.mean(axis=1), *levels.values()]
+    with matplotlib.style.context(["default", STYLE]):
+        figure, (left, right) = subplots(2, 2)
+        handles = []
+        for axes, title, curve in ((left, "speed of the clock", _speeds), (right, "noise level", _levels)):
+            # The learned line is thick and lies below, so that one that equals it is seen as well.
+            lines = [
+                axes.plot(*curve(mean, period), **style, linewidth=1.3 if i else 3)[0]
+                for i, (mean, style) in enumerate(zip(means, LINES, strict=False))
+            ]
+            time, learned = curve(sigma, period)
+            low = np.quantile(learned, 0.005, axis=1, method="lower")
+            high = np.quantile(learned, 0.995, axis=1, method="higher")
+            band = axes.fill_between(time, low, high, color=LEARNED, alpha=0.25, linewidth=0)
+            handles = [lines[0], band, *lines[1:]]
+            axes.set_title(title)
+            axes.set_xlabel("time t of the clock")
+        slowest, fastest = theta.mean(axis=1).min(), max(_speeds(mean, period)[1].max() for mean in means)
+        _log_axis(left, "y", "theta", slowest / 2 if slowest > 0 else 1, fastest)
+        linear = _log_axis(right, "y", "sigma", min(grid[-2] for grid in levels.values()), period)
+        right.set_ylim(bottom=max(right.get_ylim()[0], -linear))
+        names = ["learned, mean", "learned, 99 % of trajectories", *levels]
+        _legend(figure, handles, names, loc="outside upper left", ncols=4)
+        save_figure(figure, path)
+
+
+def _checked(grids: Mapping[str, Tensor], most: float = math.inf) -> dict[str, np.ndarray]:
+    """Returns the levels (K_i+1,) of some grids."""
+    _check(grids, most)
+    levels = {}
+    for name, grid in grids.items():
+        try:
+            levels[name] = noise_levels(grid).detach().cpu().numpy()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return levels
+
+
+def _check(grids: Mapping[str, object], most: float) -> None:
+    if not 0 < len(grids) <= most:
+        raise ValueError(
+            f"grids must be 1 or more{f', {most} at most' * (most < math.inf)}, got {len(grids)}"
+        )
+
+
+def _levels(levels: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns times (M,) and what the clock that levels (K+1, ...) stand for shows then, (M, ...).
+
+    Speed is constant between levels, which is no straight line on a logarithmic axis.
+    """
+    steps = len(levels) - 1
+    known, time = (np.linspace(0, period, parts * steps + 1) for parts in (1, -(-POINTS // steps)))
+    return time, make_interp_spline(known, levels, k=1)(time)
+
+
+def _speeds(levels: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the corners of a staircase, times (2K,) and speeds (2K, ...), that levels (K+1, ...) stand for."""
+    speeds = -np.diff(levels, axis=0) * (len(levels) - 1) / period
+    return np.linspace(0, period, len(levels)).repeat(2)[1:-1], speeds.repeat(2, axis=0)
+
+
+def _log_axis(axes: Axes, which: str, name: str, smallest: float, largest: float) -> float:
+    """Makes an axis logarithmic down to a power of ten below the smallest value, and returns that."""
+    lowest = math.floor(math.log10(max(smallest, largest / 10**DECADES)))
+    powers = 10.0 ** np.arange(lowest, math.floor(math.log10(largest)) + 1)
+    major = np.outer([1] if len(powers) > 2 else [1, 2, 5], powers).ravel()
+    minor = np.outer(range(2, 10), powers).ravel()
+    getattr(axes, f"set_{which}scale")("symlog", linthresh=powers[0], linscale=0.5)
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(FixedLocator([*-major, 0, *major]))
+    axis.set_minor_locator(FixedLocator([*-minor, *minor]))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_label_text(f"{name}, linear below {powers[0]:g}")
+    return powers[0]
+
+
+def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], **where: Any) -> None:
+    legend = figure.legend(handles, [fitted(name, NAME_WIDTH, 9.5) for name in names], borderpad=0.5, **where)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # "$" in a name is no formula
