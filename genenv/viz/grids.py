@@ -1,4 +1,4 @@
-"""Pictures of grids of noise levels: the clocks they stand for.
+"""Pictures of grids of noise levels: the clocks they stand for, and where their steps are.
 
 A grid is one of `genenv.grids`: (K+1,) noise levels sigma that fall from sigma_max to exactly 0. Axes with a 0 are
 logarithmic down to a power of ten, which they name, and linear from there on.
@@ -100,9 +100,39 @@ def save_clock(path: str | Path, speeds: Tensor, grids: Mapping[str, Tensor], pe
         save_figure(figure, path)
 
 
-def _checked(grids: Mapping[str, Tensor], most: float = math.inf) -> dict[str, np.ndarray]:
+def save_steps(path: str | Path, grids: Mapping[str, Tensor], learned: str | None = None) -> None:
+    """Writes where grids put their steps: a row for each grid, with a tick at each of its noise levels.
+
+    Args:
+        path: of the PNG file.
+        grids: {name: levels (K_i+1,)}, falling to 0; each has its own K.
+        learned: the grid that stands out.
+
+    Raises:
+        ValueError: if there are no grids, one does not fall to 0, or `learned` is none of them.
+    """
+    levels = _checked(grids, learned=learned)
+    with matplotlib.style.context(["default", STYLE]):
+        figure, [axes] = subplots(1, 1)
+        figure.set_figheight(1.2 + 0.4 * len(levels))
+        smallest, largest = (edge(grid[k] for grid in levels.values()) for edge, k in ((min, -2), (max, 0)))
+        _log_axis(axes, "x", "noise level sigma", smallest, largest)
+        for row, (name, grid) in enumerate(levels.items()):
+            colour, width = (LEARNED, 2.0) if name == learned else (INK, 1.4)
+            width = width if len(grid) <= 40 else width / 2
+            axes.plot(grid, [row] * len(grid), "|", color=colour, markersize=15, markeredgewidth=width)
+        names = [f"{fitted(name, NAME_WIDTH, 9.5)}, K = {len(grid) - 1}" for name, grid in levels.items()]
+        axes.set_yticks(range(len(names)), names, parse_math=False)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_title("steps of the grids")
+        save_figure(figure, path)
+
+
+def _checked(
+    grids: Mapping[str, Tensor], most: float = math.inf, learned: str | None = None
+) -> dict[str, np.ndarray]:
     """Returns the levels (K_i+1,) of some grids."""
-    _check(grids, most)
+    _check(grids, most, learned)
     levels = {}
     for name, grid in grids.items():
         try:
@@ -112,11 +142,13 @@ def _checked(grids: Mapping[str, Tensor], most: float = math.inf) -> dict[str, n
     return levels
 
 
-def _check(grids: Mapping[str, object], most: float) -> None:
+def _check(grids: Mapping[str, object], most: float, learned: str | None) -> None:
     if not 0 < len(grids) <= most:
         raise ValueError(
             f"grids must be 1 or more{f', {most} at most' * (most < math.inf)}, got {len(grids)}"
         )
+    if learned is not None and learned not in grids:
+        raise ValueError(f"learned must be one of {', '.join(grids)}, got {learned!r}")
 
 
 def _levels(levels: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray]:

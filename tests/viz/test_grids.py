@@ -248,6 +248,99 @@ def test_a_clock_that_cannot_be_drawn_is_refused(tmp_path, speeds, named, period
     assert list(tmp_path.iterdir()) == []
 
 
+def steps_of(drawn, named, **told):
+    """Returns the panel of steps."""
+    grids.save_steps("steps.png", named, **told)
+    [axes] = drawn[-1].axes
+    return axes
+
+
+@pytest.mark.parametrize("period", [3.0, 20.0, 80.0])
+def test_steps_stand_at_the_levels_of_each_grid_in_its_row(drawn, period):
+    named = {f"{name} {steps}": grid for steps in (1, 6) for name, grid in hand_made(steps, period).items()}
+    axes = steps_of(drawn, named)
+    low, high = axes.get_xlim()
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    for row, (name, levels) in enumerate(named.items()):
+        x, y = axes.lines[row].get_data()
+        assert x == pytest.approx(levels.tolist())
+        assert set(y) == {axes.get_yticks()[row]}
+        assert names[row] == f"{name}, K = {len(levels) - 1}"
+        assert low < x.min()
+        assert x.max() < high
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row on top
+
+
+@pytest.mark.parametrize("steps", [2, 7, 20])
+def test_the_ticks_of_a_row_can_be_counted(tmp_path, steps):
+    grids.save_steps(tmp_path / "s.png", {"mine": noise.log_snr(steps, 20.0, 0.02)}, learned="mine")
+    picture = near(read(tmp_path / "s.png"), plots.LEARNED)
+    row = picture[picture.sum(1).argmax()].astype(int)
+    assert (np.diff(row, prepend=0) == 1).sum() == steps + 1
+    gaps = np.diff(np.flatnonzero(np.diff(row, prepend=0) == 1))[1:]  # behind the one from 0
+    assert np.ptp(gaps) <= 2  # even in the logarithm
+
+
+@pytest.mark.parametrize(
+    ("grid", "threshold"),
+    [
+        (noise.uniform(10, 3.0), 0.1),
+        (noise.edm(10, 80.0, 0.002), 0.001),
+        (noise.edm(50, 80.0, 0.0), 0.001),  # its last step is of 1e-10
+        (noise.uniform(1, 0.5), 0.1),
+    ],
+)
+def test_the_axis_of_steps_is_logarithmic_down_to_the_smallest_level_or_four_decades(drawn, grid, threshold):
+    axes = steps_of(drawn, {"g": grid})
+    assert axes.xaxis.get_transform().linthresh == pytest.approx(threshold)
+    assert axes.get_xlabel() == f"noise level sigma, linear below {threshold:g}"
+    assert {0, threshold} <= set(axes.get_xticks().round(12))
+    place = axes.transData.transform([(x, 0) for x in grid])[:, 0]
+    assert np.isfinite(place).all()
+    assert (np.diff(place) <= 0).all()
+
+
+def test_steps_show_that_edm_crowds_near_0(drawn):
+    axes = steps_of(drawn, {"edm": noise.edm(20, 20.0, 0.0), "uniform": noise.uniform(20, 20.0)})
+    edm, uniform = (axes.transData.transform([(x, 0) for x in line.get_xdata()])[:, 0] for line in axes.lines)
+    middle = (edm[0] + edm[-1]) / 2
+    assert (edm < middle).sum() == 9
+    assert (uniform < middle).sum() == 1
+
+
+def test_steps_of_the_learned_grid_stand_out(drawn):
+    axes = steps_of(drawn, hand_made(5, 3.0), learned="cosine")
+    for name, line in zip(noise.GRIDS, axes.lines, strict=True):
+        assert line.get_color() == (plots.LEARNED if name == "cosine" else plots.INK)
+
+
+@pytest.mark.parametrize(
+    ("named", "told", "message"),
+    [
+        ({}, {}, "grids must be 1 or more, got 0"),
+        ({"a": [1.0]}, {}, r"a: a grid must be a list of at least 2 noise levels, got \[1.0\]"),
+        ({"a": [1.0, math.nan, 0.0]}, {}, "a: a grid must hold finite noise levels"),
+        ({"a": [1.0, 0.0], "b": [2.0, 0.0]}, {"learned": "c"}, "learned must be one of a, b, got 'c'"),
+    ],
+)
+def test_steps_that_cannot_be_drawn_are_refused(tmp_path, named, told, message):
+    with pytest.raises(ValueError, match=message):
+        grids.save_steps(tmp_path / "s.png", named, **told)
+    assert list(tmp_path.iterdir()) == []
+
+
+LONG = "$x_1$ and a very long name that nobody would ever want to give to a grid of noise levels"
+
+
+@pytest.mark.parametrize(("steps", "period"), [(1, 3.0), (18, 80.0), (100, 14.6)])
+def test_nothing_covers_another_in_the_pictures_of_grids(drawn, steps, period):
+    named = {**hand_made(steps, period), LONG: noise.uniform(2, period)}
+    grids.save_clock("c.png", speeds_of(named["flow_time"], 20, 0.1), named, period)
+    grids.save_steps("s.png", named, LONG)
+    for figure in drawn:
+        assert_nothing_covers_another(figure)
+
+
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.style", None)
     for module in ("genenv.viz.plots", "genenv.viz.grids"):
