@@ -1,4 +1,4 @@
-"""Pictures of grids of noise levels: the clocks they stand for, and where their steps are.
+"""Pictures of grids of noise levels: the clocks they stand for, where their steps are, and how well they sample.
 
 A grid is one of `genenv.grids`: (K+1,) noise levels sigma that fall from sigma_max to exactly 0. Axes with a 0 are
 logarithmic down to a power of ten, which they name, and linear from there on.
@@ -6,6 +6,7 @@ logarithmic down to a power of ten, which they name, and linear from there on.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
+from genenv.metrics.intervals import student
+from genenv.metrics.names import METRICS
 from genenv.solvers import noise_levels
 from genenv.viz.plots import INK, LEARNED, SERIES, SOFT_INK, STYLE, fitted, save_figure, subplots
 
@@ -23,7 +26,7 @@ from genenv.viz.plots import INK, LEARNED, SERIES, SOFT_INK, STYLE, fitted, save
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 LINES: tuple[dict[str, Any], ...] = (
     {"color": LEARNED, "linestyle": "-"},
@@ -35,7 +38,8 @@ LINES: tuple[dict[str, Any], ...] = (
     {"color": "#7a1f1f", "linestyle": (0, (1, 1))},
     {"color": "#a0aab4", "linestyle": (0, (3, 1))},
 )
-"""Lines that stay apart for colour-blind readers; the first is the learned one's."""
+MARKERS = "os^DvPX*"
+"""Lines, and markers on them, that stay apart for colour-blind readers; the first are the learned one's."""
 DECADES = 4
 """Powers of ten that an axis with a 0 goes down logarithmically, at most."""
 NAME_WIDTH = 300
@@ -128,6 +132,66 @@ def save_steps(path: str | Path, grids: Mapping[str, Tensor], learned: str | Non
         save_figure(figure, path)
 
 
+def save_metric(
+    path: str | Path,
+    metric: str,
+    series: Mapping[str, Mapping[int, Sequence[float]]],
+    learned: str | None = None,
+) -> None:
+    """Writes a metric over the network evaluations: means over seeds, with Student's 95 % intervals as bars.
+
+    Both axes are logarithmic, unless a mean is not above 0: then the metric's is linear. On a logarithmic axis, bars
+    that reach below half of the least mean run out of the picture.
+
+    Args:
+        path: of the PNG file.
+        metric: its key in `genenv.metrics.names.METRICS`, or another name.
+        series: {grid: {network evaluations: values of independent seeds}}, 8 grids at most; one value has no bar.
+        learned: the grid that stands out.
+
+    Raises:
+        ValueError: if there are no grids or too many, one has no values or some that are not finite, less than one
+            evaluation was spent, or `learned` is none of them.
+    """
+    _check(series, len(LINES), learned)
+    for name, points in series.items():
+        if not points:
+            raise ValueError(f"{name} must have values of {metric}, got none")
+        for evaluations, values in points.items():
+            if evaluations < 1 or not len(values) or not np.isfinite(values).all():
+                raise ValueError(
+                    f"{name} must have finite values of {metric} at 1 network evaluation or more, "
+                    f"got {list(values)} at {evaluations}"
+                )
+    means = {name: {n: float(np.mean(points[n])) for n in sorted(points)} for name, points in series.items()}
+    least = min(min(line.values()) for line in means.values())
+    known, others = METRICS.get(metric), itertools.count(int(learned is not None))
+    with matplotlib.style.context(["default", STYLE]):
+        figure, [axes] = subplots(1, 1)
+        figure.set_size_inches(9, 4.4)
+        axes.set_title(known.title if known else metric, parse_math=False)
+        axes.set_ylabel({-1: "lower is better", 1: "higher is better"}.get(known.better if known else 0, ""))
+        axes.set_xlabel("network evaluations")
+        _evaluations_axis(axes, sorted({n for points in series.values() for n in points}))
+        if least > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        handles = []
+        for name, line in means.items():
+            place, width = (0, 3) if name == learned else (next(others), 1.4)
+            look = LINES[place] | {"marker": MARKERS[place], "linewidth": width}
+            seeds = [series[name][n] for n in line]
+            ends = [student(values)[1] if len(values) > 1 else values[0] for values in seeds]
+            bars = np.subtract(ends, [*line.values()])
+            handles.append(axes.errorbar([*line], [*line.values()], bars, elinewidth=1.1, capsize=3, **look))
+        if least > 0:
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], least / 2))
+        _legend(figure, handles, list(series), loc="outside right upper")
+        save_figure(figure, path)
+
+
 def _checked(
     grids: Mapping[str, Tensor], most: float = math.inf, learned: str | None = None
 ) -> dict[str, np.ndarray]:
@@ -180,6 +244,21 @@ def _log_axis(axes: Axes, which: str, name: str, smallest: float, largest: float
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_label_text(f"{name}, linear below {powers[0]:g}")
     return powers[0]
+
+
+def _evaluations_axis(axes: Axes, evaluations: Sequence[int]) -> None:
+    """Makes an axis logarithmic with a tick at each of some rising numbers, named where there is room."""
+    first, last = evaluations[0], evaluations[-1]
+    named = [first]
+    for n in evaluations:
+        if n > named[-1] * (last / first) ** (1 / 18):
+            named.append(n)
+    axes.set_xscale("log")
+    axes.set_xlim(first / 1.15, last * 1.15)
+    axes.xaxis.set_major_locator(FixedLocator(named))
+    axes.xaxis.set_minor_locator(FixedLocator(evaluations))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], **where: Any) -> None:

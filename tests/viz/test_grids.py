@@ -1,6 +1,7 @@
 import importlib
 import itertools
 import math
+import os
 import sys
 
 import numpy as np
@@ -10,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from genenv import grids as noise
+from genenv.metrics.intervals import student
 from genenv.viz import grids, plots
-from tests.viz.test_plots import near, read
+from tests.viz.test_plots import full_disk, near, read
 
 
 def hand_made(steps, sigma_max):
@@ -85,7 +87,7 @@ def test_lines_stay_apart_for_colour_blind_readers():
         lab = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116) @ to_lab.T
         assert min(math.dist(a, b) for a, b in itertools.combinations(lab, 2)) > 20
         assert (lab[:, 0] - 16 < 75).all()  # dark enough to be seen on white
-    assert len({line["linestyle"] for line in grids.LINES}) == 8
+    assert len(set(grids.MARKERS)) == len({line["linestyle"] for line in grids.LINES}) == 8
 
 
 @pytest.mark.parametrize(("steps", "period", "trajectories"), [(1, 3.0, 1), (4, 20.0, 3), (30, 80.0, 50)])
@@ -329,6 +331,115 @@ def test_steps_that_cannot_be_drawn_are_refused(tmp_path, named, told, message):
     assert list(tmp_path.iterdir()) == []
 
 
+SERIES = {
+    "edm": {9: [0.84, 0.80, 0.90], 3: [52.0, 50.0, 49.0], 5: [9.2, 9.1, 9.4]},
+    "mine": {3: [1.3, 1.2, 1.4, 1.5], 9: [0.27]},
+}
+
+
+def metric_panel(drawn, series, metric="fid", **told):
+    """Returns the panel of a metric."""
+    grids.save_metric("metric.png", metric, series, **told)
+    [axes] = drawn[-1].axes
+    return axes
+
+
+@pytest.mark.parametrize("learned", [None, "mine"])
+def test_a_metric_shows_means_and_intervals_over_the_evaluations(drawn, learned):
+    axes = metric_panel(drawn, SERIES, learned=learned)
+    for container, points in zip(axes.containers, SERIES.values(), strict=True):
+        line, _, [bars] = container.lines
+        assert line.get_xdata().tolist() == sorted(points)
+        assert line.get_ydata() == pytest.approx([np.mean(points[n]) for n in sorted(points)])
+        for n, bar in zip(sorted(points), bars.get_segments(), strict=True):
+            ends = student(points[n]) if len(points[n]) > 1 else points[n] * 2
+            assert bar[:, 1] == pytest.approx(ends)
+            assert set(bar[:, 0]) == {n}
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_eight_grids_have_looks_of_their_own_and_the_learned_one_is_thickest(drawn, place):
+    series = {f"g{i}": {2: [1.0 + i], 4: [0.5 + i]} for i in range(8)}
+    axes = metric_panel(drawn, series, learned=f"g{place}")
+    lines = [container.lines[0] for container in axes.containers]
+    for look in ("get_color", "get_marker", "get_linestyle"):
+        looks = [getattr(line, look)() for line in lines]
+        assert look == "get_linestyle" or len(set(looks)) == 8  # dashes of one's own are all called "--"
+    assert [line.get_color() for line in lines].index(plots.LEARNED) == place
+    widths = [line.get_linewidth() for line in lines]
+    assert widths.index(max(widths)) == place
+    assert max(widths) > 2 * sorted(widths)[-2]
+    names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert names == list(series)
+
+
+def test_both_axes_of_a_metric_are_logarithmic(drawn):
+    axes = metric_panel(drawn, SERIES)
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+@pytest.mark.parametrize("value", [0.0, -0.01])
+def test_a_metric_with_a_mean_that_has_no_logarithm_has_an_even_axis(drawn, value):
+    axes = metric_panel(drawn, {"a": {4: [value, value], 8: [0.02, 0.04]}}, "kid")
+    assert axes.get_yscale() == "linear"
+    assert axes.get_ylim()[0] < value
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+def test_a_bar_that_reaches_below_0_leaves_the_means_their_room(drawn, scale):
+    values = {2: [4.0, 4.1, 4.2], 8: [0.1, 1.0, 3.0], 16: [0.6, 1.0, 1.4]}
+    axes = metric_panel(drawn, {"a": {n: [scale * v for v in row] for n, row in values.items()}})
+    low, high = axes.get_ylim()
+    assert student(values[8])[0] < 0
+    assert scale / 2 == pytest.approx(low)
+    assert student(values[8])[1] * scale < high
+
+
+@pytest.mark.parametrize(
+    ("metric", "title", "better"),
+    [
+        ("fid", "FID", "lower is better"),
+        ("inception_score", "Inception Score", "higher is better"),
+        ("w2", "w2", ""),
+        ("$w_2$", "$w_2$", ""),
+    ],
+)
+def test_a_metric_has_its_title_and_says_which_way_it_gets_better(drawn, metric, title, better):
+    axes = metric_panel(drawn, SERIES, metric)
+    assert axes.get_title("left") == title
+    assert axes.get_ylabel() == better
+    assert not axes._left_title.get_parse_math()
+
+
+def test_numbers_of_evaluations_are_marked_all_and_named_where_there_is_room(drawn):
+    numbers = [2, 3, 5, 8, 9, 12, 13, 19, 20, 35, 49, 50, 51, 100]
+    axes = metric_panel(drawn, {"a": {n: [1 / n] for n in numbers}})
+    marked = sorted({*axes.get_xticks(), *axes.get_xticks(minor=True)})
+    assert marked == numbers
+    named = axes.get_xticks().tolist()
+    assert len(named) > 7
+    assert {2, 3, 5, 8, 12, 19, 35} <= set(named)
+    assert_nothing_covers_another(drawn[0])
+
+
+@pytest.mark.parametrize(
+    ("series", "told", "message"),
+    [
+        ({}, {}, "grids must be 1 or more, 8 at most, got 0"),
+        ({str(i): {1: [1.0]} for i in range(9)}, {}, "8 at most, got 9"),
+        ({"a": {}}, {}, "a must have values of fid, got none"),
+        ({"a": {3: []}}, {}, r"a must have finite values of fid .*, got \[\] at 3"),
+        ({"a": {3: [1.0, math.nan]}}, {}, r"got \[1.0, nan\] at 3"),
+        ({"a": {0: [1.0]}}, {}, r"at 1 network evaluation or more, got \[1.0\] at 0"),
+        ({"a": {3: [1.0]}}, {"learned": "b"}, "learned must be one of a, got 'b'"),
+    ],
+)
+def test_metrics_that_cannot_be_drawn_are_refused(tmp_path, series, told, message):
+    with pytest.raises(ValueError, match=message):
+        grids.save_metric(tmp_path / "m.png", "fid", series, **told)
+    assert list(tmp_path.iterdir()) == []
+
+
 LONG = "$x_1$ and a very long name that nobody would ever want to give to a grid of noise levels"
 
 
@@ -339,6 +450,46 @@ def test_nothing_covers_another_in_the_pictures_of_grids(drawn, steps, period):
     grids.save_steps("s.png", named, LONG)
     for figure in drawn:
         assert_nothing_covers_another(figure)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "scale"), [((5,), 0.1), ((3, 5, 9), 300.0), ((2, 3, 5, 8, 12, 20, 50), 1.0)]
+)
+def test_nothing_covers_another_in_the_picture_of_a_metric(drawn, numbers, scale):
+    series = {f"g{i}": {n: [scale / n + i, scale + i] for n in numbers} for i in range(1, 8)}
+    axes = metric_panel(drawn, series | {LONG: {5: [scale]}}, learned=LONG)
+    assert_nothing_covers_another(drawn[0])
+    assert len(axes.get_yticks()) >= 2
+
+
+def test_names_are_no_formulas_and_cut_short(drawn):
+    levels = noise.uniform(3, 3.0)
+    clock_panels(drawn, torch.ones(3, 1), {LONG: levels, "_hidden": levels}, 3.0)
+    metric_panel(drawn, {LONG: {3: [1.0]}, "_hidden": {3: [1.0]}})
+    steps = steps_of(drawn, {LONG: levels, "_hidden": levels}).get_yticklabels()
+    for texts in (*(figure.legends[0].get_texts() for figure in drawn[:2]), steps):
+        long, hidden = texts[-2:]
+        assert long.get_text().startswith("$x_1$ and a very")
+        assert "\N{HORIZONTAL ELLIPSIS}" in long.get_text()
+        assert not long.get_parse_math()
+        assert hidden.get_text().startswith("_hidden")
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: grids.save_clock(path, torch.ones(3, 2), {"u": noise.uniform(3, 3.0)}, 3.0),
+        lambda path: grids.save_steps(path, {"u": noise.uniform(3, 3.0)}),
+        lambda path: grids.save_metric(path, "fid", SERIES),
+    ],
+    ids=["clock", "steps", "metric"],
+)
+def test_a_failed_write_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch, draw):
+    (tmp_path / "p.png").write_text("old")
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        draw(tmp_path / "p.png")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("p.png", "old")]
 
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
