@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
@@ -125,8 +126,9 @@ def _spaces(make: Make) -> None:
 
 
 def _batch(make: Make) -> None:
-    env = make(reward="none")
-    actions, others, number = _random_actions(env), _random_actions(env, SEED + 1), env.num_envs
+    env_of = functools.cache(lambda num_envs: make(num_envs, reward="none"))
+    env, number = env_of(NUM_ENVS), NUM_ENVS
+    actions, others = _random_actions(env), _random_actions(env, SEED + 1)
     together = run_episode(env, _replay(actions), SEED)
     for i in range(number):  # the same arithmetic for image i, beside other images
         seeds = [SEED + j + number * (j != i) for j in range(number)]
@@ -136,8 +138,7 @@ def _batch(make: Make) -> None:
     half, order = number // 2, list(reversed(range(number)))
     batches = [[i] for i in range(number)] + [order[:half], order[half:], order]
     for batch in batches:
-        env = make(len(batch), reward="none")
-        episode = run_episode(env, _replay(actions[:, batch]), [SEED + i for i in batch])
+        episode = run_episode(env_of(len(batch)), _replay(actions[:, batch]), [SEED + i for i in batch])
         for place, i in enumerate(batch):
             _require_same(together, i, episode, place, IMAGE_TOLERANCE, "batch")
 
