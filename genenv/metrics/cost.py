@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from genenv.protocols import Context, Sampler
 from genenv.rng import BatchRng
@@ -26,6 +25,8 @@ def flops_per_image(sampler: Sampler, commands: Sequence[Any], context: Context,
         context: (N,).
         rng: the streams of the N images.
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     with (
         warnings.catch_warnings(),
         torch.compiler.set_stance("force_eager"),  # operations inside a compiled network would not be seen

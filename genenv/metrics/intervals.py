@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 Interval = tuple[float, float]
@@ -24,8 +23,11 @@ def interval(values: Sequence[float]) -> str:
 
 def student(values: Sequence[float]) -> Interval:
     """Returns Student's 95 % interval for the mean of at least two independent values."""
-    half_width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return float(np.mean(values) - half_width), float(np.mean(values) + half_width)
+    from scipy.special import stdtrit
+
+    mean, number = np.mean(values), len(values)
+    half_width = stdtrit(number - 1, 0.975) * np.std(values, ddof=1) / number**0.5
+    return float(mean - half_width), float(mean + half_width)
 
 
 def bootstrap(
