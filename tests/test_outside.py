@@ -44,7 +44,7 @@ def elsewhere(monkeypatch, tmp_path):
 
 def run(*arguments):
     """Runs a command in a process of its own, which knows the newcomer's module by its id alone."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, "-W", "error", "-m", *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr + done.stdout

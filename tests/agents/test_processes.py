@@ -56,7 +56,7 @@ def test_a_process_alone_has_all_images():
 
 def test_processes_together_have_the_numbers_of_one(tmp_path):
     number = 3
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen([sys.executable, __file__, str(rank), str(number), str(tmp_path)], env=environment)
         for rank in range(number)
@@ -83,7 +83,6 @@ def test_torchrun_trains_to_the_numbers_of_one_process(tmp_path):
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "agents.adagen", *arguments, str(tmp_path / "together")],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=200,
