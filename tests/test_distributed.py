@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed
+from torch.multiprocessing import start_processes
 
 from genenv.distributed import num_ranks, sum_over_ranks
 from genenv.rewards.loo_fid import LeaveOneOutFID
@@ -44,11 +45,7 @@ def _process(rank, folder):
 @pytest.mark.skipif(not distributed.is_available(), reason="torch without torch.distributed")
 def test_two_processes_do_what_one_does_with_all_images(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment)
-        for rank in range(2)
-    ]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    subprocess.run([sys.executable, __file__, str(tmp_path)], env=environment, check=True, timeout=100)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert [part["ranks"] for part in found] == [2, 2]
     judge = reward()
@@ -57,5 +54,5 @@ def test_two_processes_do_what_one_does_with_all_images(tmp_path):
         torch.testing.assert_close(together, judge(images(), None))
 
 
-if __name__ == "__main__":
-    _process(int(sys.argv[1]), sys.argv[2])
+if __name__ == "__main__":  # a fork each, which has the libraries already
+    start_processes(_process, (sys.argv[1],), 2, start_method="fork")

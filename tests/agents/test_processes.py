@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed, nn
+from torch.multiprocessing import start_processes
 
-from agents import adagen, processes
-from agents.command_line import main
+from agents import processes
 
 ROOT = Path(__file__).parents[2]
 VALUES = torch.tensor([3.0, -1.0, 2.0, 7.0, 0.5])
@@ -57,11 +57,8 @@ def test_a_process_alone_has_all_images():
 def test_processes_together_have_the_numbers_of_one(tmp_path):
     number = 3
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    started = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(number), str(tmp_path)], env=environment)
-        for rank in range(number)
-    ]
-    assert [process.wait(100) for process in started] == [0] * number
+    command = [sys.executable, __file__, str(number), str(tmp_path)]
+    subprocess.run(command, env=environment, check=True, timeout=100)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(number)]
     alone = found()
     assert [image for part in parts for image in part["own"]] == alone["own"]
@@ -73,6 +70,9 @@ def test_processes_together_have_the_numbers_of_one(tmp_path):
 
 
 def test_torchrun_trains_to_the_numbers_of_one_process(tmp_path):
+    from agents import adagen  # much to load, which the processes above do without
+    from agents.command_line import main
+
     flags = (
         "--num-steps 2 --num-iterations 2 --hidden-dim 16 --num-envs 15 --num-minibatches 2 --num-epochs 2 "
         "--discriminator-warmup 2 --discriminator-batch 12 --eval-images 80 --chunk-size 5 --reward"
@@ -97,10 +97,13 @@ def test_torchrun_trains_to_the_numbers_of_one_process(tmp_path):
         assert other == pytest.approx(one, rel=1e-3, abs=1e-4)
 
 
-if __name__ == "__main__":
-    own_rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+def take_part(rank, number, folder):
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=own_rank, world_size=size
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=number
     )
-    torch.save(found(), f"{folder}/{own_rank}.pt")
+    torch.save(found(), f"{folder}/{rank}.pt")
     processes.stop()
+
+
+if __name__ == "__main__":  # a fork each, which has the libraries already
+    start_processes(take_part, (int(sys.argv[1]), sys.argv[2]), int(sys.argv[1]), start_method="fork")
