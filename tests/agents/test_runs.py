@@ -400,9 +400,15 @@ def test_a_first_evaluation_of_another_configuration_is_made_again(tmp_path):
     assert kept_or_made(tmp_path, evaluation(fid=7.0), Config(seed=1)).metrics == {"fid": 7.0}
 
 
-def test_the_agents_need_nothing_that_only_unix_has():
-    code = "import sys; sys.modules.update(fcntl=None, resource=None, pwd=None, termios=None); import agents.adagen"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+def test_environments_and_agents_need_nothing_that_only_unix_has():
+    code = (
+        "import os, sys, torch, gymnasium, genenv; del os.register_at_fork;"
+        "sys.modules.update(fcntl=None, resource=None, pwd=None, termios=None); import agents.adagen;"
+        "gymnasium.make('AdaGen/MaskGIT-v0', reward='none').reset(seed=0)"
+    )
+    only_here = "ignore:only soft file lock"  # filelock finds neither Windows nor what it needs of Unix
+    command = [sys.executable, "-W", "error", "-W", only_here, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
