@@ -6,6 +6,7 @@ import torch
 
 import genenv  # noqa: F401
 from genenv.metrics.judge import Judge
+from genenv.metrics.precision_recall import precision_recall
 from genenv.rollout import run_episode
 
 STEPS, PARAMS, IMAGES = 4, 4, 128
@@ -48,7 +49,7 @@ def recall():
     def measured(reward):
         mean = torch.zeros(STEPS, 1, PARAMS) if reward is None else tune(reward)
         episode = play(env, mean.expand(-1, 1000, -1), seed=10**9)
-        return judge.measure(episode.images, episode.context)["recall"]
+        return precision_recall(judge.features(episode.images), judge.real)[1]
 
     return measured
 
