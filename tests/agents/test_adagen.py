@@ -15,7 +15,7 @@ import gymnasium as gym
 import pytest
 import torch
 
-from agents import chunks
+from agents import chunks, results
 from agents.adagen import PRESETS, Config, Trainer, load_networks, load_policy, train
 from agents.adagen import main as command_line
 from agents.blend import Arguments as Blend
@@ -39,6 +39,7 @@ TINY = Config(
     num_iterations=4,
     hidden_dim=16,
     discriminator_warmup=2,
+    discriminator_steps=2,
     discriminator_batch=16,
     eval_interval=4,
     eval_images=100,
@@ -71,6 +72,13 @@ def finished(tmp_path_factory):
     result = train(TINY, out)
     assert result is not None
     return result
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves out the pictures, which take longer than a tiny run."""
+    for name in ("save_samples", "save_schedule", "save_curves"):
+        monkeypatch.setattr(results, name, lambda *_, **__: None)
 
 
 def records(out: Path) -> list[dict]:
@@ -131,7 +139,7 @@ MIXTURE = '{"adversarial": 1.0, "hpsv2": 1.0, "loo_fid": 2.0, "normalise": true}
     ],
 )
 def test_the_size_of_a_chunk_changes_no_number(fields):
-    config = changed(discriminator_batch=8, num_epochs=2, **fields)
+    config = changed(**{"discriminator_batch": 8, "num_epochs": 2, "num_minibatches": 2} | fields)
     trainers = [Trainer(dataclasses.replace(config, chunk_size=size)) for size in (256, 7, 4)]
     for _ in range(2):
         first, *others = [trainer.step() for trainer in trainers]
@@ -178,7 +186,7 @@ def test_exploration_is_the_images_own():
     torch.testing.assert_close(pairs, episode.extras["action"])
 
 
-def test_a_killed_run_continues_to_the_same_numbers(finished, tmp_path):
+def test_a_killed_run_continues_to_the_same_numbers(finished, tmp_path, undrawn):
     out = tmp_path / "killed"
     started = [sys.executable, *shlex.split(command("adagen", TINY, out))[1:]]
     process = subprocess.Popen(started, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -202,7 +210,9 @@ def test_a_killed_run_continues_to_the_same_numbers(finished, tmp_path):
         assert torch.equal(value, second.policy.state_dict()[name])
 
 
-def test_a_continued_run_keeps_the_evaluation_of_the_hand_crafted_schedule(finished, tmp_path, monkeypatch):
+def test_a_continued_run_keeps_the_evaluation_of_the_hand_crafted_schedule(
+    finished, tmp_path, monkeypatch, undrawn
+):
     out = tmp_path / "run"
     train(changed(num_iterations=2), out)
     evaluate, calls = Evaluator.__call__, []
@@ -296,7 +306,7 @@ def test_a_loaded_policy_plays_what_was_evaluated(finished):
     torch.testing.assert_close(episode.images, finished.learned.episode.images)
 
 
-def test_a_second_policy_is_blended_with_the_first(finished, tmp_path, capsys):
+def test_a_second_policy_is_blended_with_the_first(finished, tmp_path, capsys, undrawn):
     config = changed(num_iterations=2, diversity_run=str(finished.out), seed=1)
     result = train(config, tmp_path / "fidelity[/b]")
     assert result is not None
