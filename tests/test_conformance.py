@@ -3,6 +3,7 @@ import functools
 import gymnasium as gym
 import pytest
 import torch
+from episodes import SHORT, SHORTEST
 
 import genenv
 from genenv.check import check
@@ -24,26 +25,6 @@ VARIANTS = {
 }
 SOLVERS = ("dpm2s", "euler", "heun", "dpmpp2m")
 ODE = ("AdaGen/DiT-v0", "AdaGen/SiT-v0")
-SHORTEST = {
-    "AdaGen/MaskGIT-v0": {"num_steps": 1},
-    "AdaGen/VAR-v0": {"num_steps": 4},
-    "AdaGen/LlamaGen-v0": {"tokens_per_decision": 16},
-    "AdaGen/DiT-v0": {"num_steps": 1, "solver": "euler"},
-    "AdaGen/SiT-v0": {"num_steps": 1, "solver": "euler"},
-    "ART/Clock-v0": {"num_steps": 1},
-    "ART/GaussianMixture-v0": {"num_steps": 1},
-}
-"""Environment id -> keyword arguments of its shortest episode."""
-SHORT = {
-    "AdaGen/MaskGIT-v0": {"num_steps": 3},
-    "AdaGen/VAR-v0": {},
-    "AdaGen/LlamaGen-v0": {"tokens_per_decision": 4},
-    "AdaGen/DiT-v0": {"num_steps": 2},
-    "AdaGen/SiT-v0": {"num_steps": 2},
-    "ART/Clock-v0": {"num_steps": 2},
-    "ART/GaussianMixture-v0": {"num_steps": 3},
-}
-"""Environment id -> keyword arguments of an episode of few decisions, more than one."""
 
 
 def broken(env_id, kwargs):
@@ -98,7 +79,7 @@ def test_a_compiled_network_makes_the_same_images(env_id, monkeypatch):
 
 
 def test_every_id_of_the_package_is_tried():
-    assert set(SHORTEST) == set(genenv.registration.PARADIGMS)
+    assert set(SHORTEST) == set(SHORT) == set(genenv.registration.PARADIGMS)
 
 
 @pytest.mark.parametrize("env_id", SHORTEST)

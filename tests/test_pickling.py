@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from episodes import SHORT
 
 import genenv
 
@@ -40,7 +41,7 @@ def assert_same_episodes(ours, theirs, actions, seed=None):
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("env_id", genenv.env_ids())
 def test_a_copy_of_a_batch_goes_on_with_the_same_episodes(env_id, how):
-    env = gym.make_vec(env_id, num_envs=3, reward="default", smoothing=0.5)
+    env = gym.make_vec(env_id, num_envs=3, reward="default", smoothing=0.5, **SHORT[env_id])
     env.action_space.seed(7)
     actions = [torch.as_tensor(env.action_space.sample()) for _ in range(env.unwrapped.sampler.horizon)]
     env.reset(seed=5)
@@ -57,13 +58,13 @@ def test_a_copy_of_a_batch_goes_on_with_the_same_episodes(env_id, how):
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("env_id", genenv.env_ids())
 def test_a_copy_of_a_single_environment_goes_on_with_the_same_episode(env_id, how):
-    env = gym.make(env_id, reward="none")
+    env = gym.make(env_id, reward="none", **SHORT[env_id])
     env.action_space.seed(8)
     actions = [env.action_space.sample() for _ in range(env.unwrapped.sampler.horizon)]
     env.reset(seed=2)
     env.step(actions[0])
     assert_same_episodes(COPIES[how](env), env, actions[1:])
-    fresh = COPIES[how](gym.make(env_id, reward="none"))
+    fresh = COPIES[how](gym.make(env_id, reward="none", **SHORT[env_id]))
     assert_same_episodes(fresh, env, actions, seed=4)
 
 

@@ -7,6 +7,7 @@ import math
 import gymnasium as gym
 import pytest
 import torch
+from episodes import SHORT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,8 +104,7 @@ def test_permuted_and_divided_batches_hold_the_same_images(make, seeds, plan, st
 @functools.cache
 def shipped(env_id):
     """Returns the digits' sampler of an id and the names of its contexts."""
-    few = {} if env_id in ("AdaGen/VAR-v0", "AdaGen/LlamaGen-v0") else {"num_steps": 4}
-    env = gym.make_vec(env_id, num_envs=1, reward="none", **few).unwrapped
+    env = gym.make_vec(env_id, num_envs=1, reward="none", **SHORT[env_id]).unwrapped
     return env.sampler, env.contexts.names
 
 

@@ -5,6 +5,7 @@ import math
 import gymnasium as gym
 import pytest
 import torch
+from episodes import SHORT
 from gymnasium.envs.registration import EnvSpec
 
 import genenv  # noqa: F401
@@ -70,7 +71,10 @@ def test_none_is_the_setting_of_the_hand_crafted_schedule(env_id):
 
 @pytest.mark.parametrize(("env_id", "settings"), SETTINGS.items())
 def test_every_promise_is_kept_with_other_settings(env_id, settings):
-    assert [(promise, found) for promise, found in check(env_id, **settings) if found is not None] == []
+    few = {} if isinstance(settings.get("grid"), list) else SHORT[env_id]
+    assert [
+        (promise, found) for promise, found in check(env_id, **few, **settings) if found is not None
+    ] == []
 
 
 @pytest.mark.parametrize(("env_id", "settings"), SETTINGS.items())

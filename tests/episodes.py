@@ -1,0 +1,22 @@
+"""Arguments that make the episodes of every id short."""
+
+SHORTEST = {
+    "AdaGen/MaskGIT-v0": {"num_steps": 1},
+    "AdaGen/VAR-v0": {"num_steps": 4},
+    "AdaGen/LlamaGen-v0": {"tokens_per_decision": 16},
+    "AdaGen/DiT-v0": {"num_steps": 1, "solver": "euler"},
+    "AdaGen/SiT-v0": {"num_steps": 1, "solver": "euler"},
+    "ART/Clock-v0": {"num_steps": 1},
+    "ART/GaussianMixture-v0": {"num_steps": 1},
+}
+"""Environment id -> keyword arguments of its shortest episode."""
+SHORT = {
+    "AdaGen/MaskGIT-v0": {"num_steps": 3},
+    "AdaGen/VAR-v0": {},
+    "AdaGen/LlamaGen-v0": {"tokens_per_decision": 4},
+    "AdaGen/DiT-v0": {"num_steps": 2},
+    "AdaGen/SiT-v0": {"num_steps": 2},
+    "ART/Clock-v0": {"num_steps": 2},
+    "ART/GaussianMixture-v0": {"num_steps": 3},
+}
+"""Environment id -> keyword arguments of an episode of few decisions, more than one."""
