@@ -76,9 +76,14 @@ def test_an_euler_step_is_that_of_diffusers_ddim(folder):
     torch.testing.assert_close(found * alphas[400].sqrt().float(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_folder_of_diffusers_keeps_every_promise(folder):
+@pytest.mark.parametrize(
+    ("folder", "derivative"),
+    [("pipeline", "jvp"), ("side by side", "finite-difference")],
+    indirect=["folder"],
+)
+def test_a_folder_of_diffusers_keeps_every_promise(folder, derivative):
     assert tier_of(folder).image_shape == (3, SIZE, SIZE)
-    kwargs = {"backbone": folder, "num_steps": 2, "reward": "default"}
+    kwargs = {"backbone": folder, "num_steps": 2, "reward": "default", "derivative": derivative}
     assert set(dict(check(CLOCK, **kwargs)).values()) == {None}
     env = gym.make_vec(CLOCK, num_envs=N, **kwargs)
     sampler = env.unwrapped.sampler
