@@ -9,7 +9,7 @@ from torch import Tensor
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the mean (D,) and unbiased covariance (D, D) of features (N, D), float64."""
     features = features.double()
-    return features.mean(0), torch.cov(features.T)
+    return features.mean(0), torch.atleast_2d(torch.cov(features.T))
 
 
 class Moments:

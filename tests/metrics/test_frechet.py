@@ -18,6 +18,12 @@ def test_moments_are_the_mean_and_the_unbiased_covariance():
     assert mean.dtype == covariance.dtype == torch.float64
 
 
+def test_moments_of_a_single_dimension_have_a_matrix_too():
+    mean, covariance = moments(torch.tensor([[1.0], [4.0], [7.0]]))
+    assert covariance.tolist() == [[9.0]]
+    assert frechet_distance(mean, covariance, torch.zeros(1), torch.ones(1, 1)) == pytest.approx(16 + 4)
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e6])
 def test_moments_of_batches_are_those_of_all_features_however_far_from_zero(offset):
     whole = features(230) + offset
