@@ -18,6 +18,9 @@ from torch import Tensor
 
 from genenv.solvers import Denoiser, NoisePath, flow_acceleration, noise_levels, reverse_flow
 
+FINE = 200
+"""Noise levels at which |Q| is measured along the way of some points."""
+
 
 def uniform(steps: int, sigma_max: float) -> Tensor:
     """Returns levels evenly spaced in sigma."""
@@ -185,6 +188,23 @@ def closed_form(steps: int, levels: Tensor, acceleration: Tensor) -> Tensor:
     share = (targets - total[after - 1]) / parts[after - 1]
     inner = nodes[after - 1] + share * (nodes[after] - nodes[after - 1])
     return torch.cat([nodes[:1], inner, nodes[-1:]])
+
+
+def measured_closed_form(
+    denoiser: Denoiser, x: Tensor, sigma_max: float, sigma_min: float, difference: float | None = None
+) -> Callable[[int], Tensor]:
+    """Returns K -> `closed_form` of a generator, from `accelerations` at `FINE` levels along the way of N points.
+
+    Args:
+        denoiser: D(x; sigma).
+        x: (N, ...) at the noise level sigma_max; a few hundred points.
+        sigma_max: the noise level of the points.
+        sigma_min: |Q| is measured down to it.
+        difference: of `genenv.solvers.flow_acceleration`.
+    """
+    levels = edm(FINE, sigma_max, sigma_min)[:-1]
+    norms = accelerations(denoiser, x, levels, difference)
+    return lambda steps: closed_form(steps, levels, norms)
 
 
 def _falling(steps: int) -> Tensor:

@@ -22,6 +22,7 @@ from genenv.actions import Schedule, ScheduleActions
 from genenv.envs import diffusion, flow
 from genenv.envs.ode import ODESampler, pixels
 from genenv.fields import LATENT_LIMIT, Field, feature_field, latent_field, limit_latents, shown_features
+from genenv.grids import measured_closed_form
 from genenv.models.unet import load_unet
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, Purpose
@@ -114,6 +115,7 @@ class ClockState:
         before: the flow where the last decision was taken; at the start, where the first one will be.
         now: the flow at the latents; None after the last decision.
         cost: (N,) of the last decision, |Q| theta^2 dt.
+        secant_cost: (N,) likewise, with the mean of Q over the whole decision for Q at its start.
     """
 
     latents: Tensor
@@ -123,6 +125,7 @@ class ClockState:
     before: Slope
     now: Slope | None
     cost: Tensor
+    secant_cost: Tensor
 
 
 class ClockSampler:
@@ -191,6 +194,18 @@ class ClockSampler:
         """The clock's time dt between two decisions."""
         return self.period / self.horizon
 
+    def denoiser(self, context: Context) -> Callable[[Tensor, Tensor], Tensor]:
+        """Returns D(x; sigma) for contexts (N,), for any grid: the network is asked about no level below its least."""
+        flow = self.flow
+        return lambda x, sigma: flow.denoiser(x, sigma.clamp(min=flow.sigma_min), context)
+
+    def closed_form(self, context: Context, rng: BatchRng) -> Callable[[int], Tensor]:
+        """Returns K -> the grid (K + 1,) of `genenv.grids.closed_form`, from |Q| on the way of images (N)."""
+        flow = self.flow
+        difference = None if flow.derivative == "jvp" else DIFFERENCE
+        x = self.noise(context, rng)
+        return measured_closed_form(self.denoiser(context), x, flow.sigma_max, flow.sigma_min, difference)
+
     def actions(self, mode: str, device: torch.device) -> ScheduleActions:
         """Returns how actions become speeds."""
         return ScheduleActions(self.params, mode, device)
@@ -200,7 +215,8 @@ class ClockSampler:
         psi = torch.zeros(context.shape, dtype=torch.float64, device=context.device)
         latents = self.noise(context, rng)
         now = self._look(latents, psi, context)
-        return ClockState(latents, psi, context, 0, now, now, torch.zeros_like(now.size))
+        nothing = torch.zeros_like(now.size)
+        return ClockState(latents, psi, context, 0, now, now, nothing, nothing)
 
     def observe(self, state: ClockState, names: Sequence[str]) -> Observation:
         """Returns the latents, psi (N, 1), the clock (N, 1), and features (N, 1, 3): log |Q|, |F|, |x| / sqrt(d).
@@ -236,7 +252,10 @@ class ClockSampler:
         if last and self.budget == "projection":
             psi = torch.full_like(psi, self.period)  # not up to rounding
         now = None if last else self._look(latents, psi, state.context)
-        return ClockState(latents, psi, state.context, state.step + 1, state.now, now, cost)
+        after = self.flow.slope(latents, psi, state.context) if now is None else now.slope
+        change = (after - state.now.slope).flatten(1).norm(dim=1)
+        secant_cost = change * (step / self.time_step).abs().to(change.dtype)
+        return ClockState(latents, psi, state.context, state.step + 1, state.now, now, cost, secant_cost)
 
     def decode(self, state: ClockState) -> Tensor:
         """Returns images (N, C, H, W) of the latents as they are, noise included."""
@@ -247,7 +266,11 @@ class ClockSampler:
         return (1 - state.psi / self.period).clamp(0, 1).float()[:, None, None]
 
     def diagnostics(self, state: ClockState) -> dict[str, Tensor]:
-        """Returns the last decision's cost, |Q|, |F| and |x| / sqrt(d) where it was taken, and psi after it.
+        """Returns the last decision's costs, |Q|, |F| and |x| / sqrt(d) where it was taken, and psi after it.
+
+        "cost" is |Q| theta^2 dt with Q where the decision was taken, as published: right for short steps, but a long
+        one from where |Q| is small to where it is large goes nearly free. "secant_cost" has the mean of Q over the
+        step, the change of F over that of psi: |F_after - F_before| theta.
 
         "nfe" counts the network calls that sampling on this clock takes, guidance counted; the derivative Q, which only
         the cost and the features need, takes as many again, in forward mode.
@@ -256,6 +279,7 @@ class ClockSampler:
             "nfe": torch.full_like(state.context, state.step * self.calls),
             "psi": state.psi.float(),
             "cost": state.cost.float(),
+            "secant_cost": state.secant_cost.float(),
             "derivative_norm": state.before.derivative_norm.float(),
             "slope_norm": state.before.slope_norm.float(),
             "latent_rms": state.before.size.float(),

@@ -167,7 +167,7 @@ def test_sampling_takes_a_network_call_a_decision_and_two_with_guidance(weight):
     nfe = run_episode(env, static_actor(env), seed=0).diagnostics["nfe"]
     calls = 2 if weight else 1
     assert nfe[:, 0].tolist() == [calls * k for k in (1, 2, 3)]
-    assert rows == [calls * N] * 6  # the flow and its derivative, none after the last decision
+    assert rows == [calls * N] * 7  # the flow and its derivative, and the flow after the last decision
 
 
 def test_guidance_moves_the_images():
