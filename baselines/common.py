@@ -188,7 +188,12 @@ class StaticSchedules:
 TaskT = TypeVar("TaskT", bound=Task)
 
 
-def main(task_type: type[TaskT], run: Callable[[TaskT], Iterable[Result]], description: str | None) -> int:
+def main(
+    task_type: type[TaskT],
+    run: Callable[[TaskT], Iterable[Result]],
+    description: str | None,
+    table: Callable[[Sequence[Result]], Table] | None = None,
+) -> int:
     """Runs a baseline's command and returns its exit status; see `exit_status`.
 
     Every result is told and saved as soon as it is known, and the table of all printed at the end.
@@ -197,6 +202,7 @@ def main(task_type: type[TaskT], run: Callable[[TaskT], Iterable[Result]], descr
         task_type: dataclass of the command line.
         run: yields the results.
         description: the module's docstring, for --help.
+        table: makes the table of all, by default `table_of`.
     """
     results: list[Result] = []
     saved: list[str] = []
@@ -215,7 +221,7 @@ def main(task_type: type[TaskT], run: Callable[[TaskT], Iterable[Result]], descr
                 saved[:] = [f"; {task.out} holds what was finished"]
         console = Console()
         console.width = max(console.width, 130)  # a cell that is wrapped cannot be read
-        console.print(table_of(results))
+        console.print((table or table_of)(results))
 
     return exit_status(work, left=lambda: "".join(saved))
 

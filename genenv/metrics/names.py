@@ -30,8 +30,9 @@ METRICS: dict[str, Metric] = {
     "inception_score": Metric("Inception Score", 1, ".2f"),
     "accuracy": Metric("accuracy", 1, ".1%"),
     "clip_score": Metric("CLIP score", 1, ".3f"),
+    "w2": Metric("W2", -1, ".4f"),
 }
-"""Key -> metric, in the order in which they are listed: what `Measurement.metrics` returns, and the CLIP score."""
+"""Key -> metric, in the order in which they are listed: `Measurement.metrics`, the CLIP score, W2 of points."""
 
 SUMMARY = ("fid", "precision", "recall", "coverage", "accuracy")
 """Those of a short table: quality, fidelity and diversity, and whether the label is met."""

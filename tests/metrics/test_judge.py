@@ -161,7 +161,7 @@ def test_without_real_images_and_labels_there_are_fewer_metrics():
 
 def test_every_metric_has_a_name_and_a_direction(judge):
     found = judge.measure(*digits())
-    assert [*found, "clip_score"] == list(METRICS)
+    assert [*found, "clip_score", "w2"] == list(METRICS)
     assert set(SUMMARY) <= set(METRICS)
     worse = judge.measure(digits()[0].flip(3), digits()[1])
     for name in ("fid", "kid", "accuracy"):
