@@ -8,10 +8,19 @@ import torch
 from torch import Tensor
 
 
-def gaussian_log_prob(action: Tensor, mean: Tensor, std: float) -> Tensor:
-    """Returns the log-density (..., ) of actions (..., A) under N(mean, std^2), summed over A."""
-    constant = math.log(std) + 0.5 * math.log(2 * math.pi)
-    return -((action - mean) / std).square().sum(-1) / 2 - action.shape[-1] * constant
+def gaussian_log_prob(action: Tensor, mean: Tensor, std: Tensor | float) -> Tensor:
+    """Returns the log-density (..., ) of actions (..., A) under N(mean, std^2), summed over A; std may be (..., A)."""
+    std = torch.as_tensor(std, device=action.device).to(action.dtype).expand_as(action)
+    return -(((action - mean) / std).square() / 2 + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def traced(increments: Tensor, decay: float) -> Tensor:
+    """Returns sum_{j >= k} decay^(j - k) increments_j, (T, N): what a trace credits decision k with."""
+    total, credits = torch.zeros_like(increments[0]), []
+    for increment in increments.flip(0):
+        total = increment + decay * total
+        credits.append(total)
+    return torch.stack(credits[::-1])
 
 
 def ppo_policy_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float) -> Tensor:

@@ -51,7 +51,7 @@ class RunResult:
 def finish(
     run: Run,
     env: VectorEnv,
-    reward: Mixture,
+    reward: Mixture | str,
     handcrafted: Evaluation,
     learned: Evaluation,
     *,
@@ -64,7 +64,7 @@ def finish(
     Args:
         run: its directory.
         env: what it was trained on.
-        reward: what it maximised.
+        reward: what it maximised, or the name of the running cost that it minimised.
         handcrafted: held-out evaluation before training; its images have 8 bits.
         learned: after training, on the same seeds.
         floor: what real images reach among themselves, as of `genenv.metrics.judge.Judge.floor`.

@@ -56,7 +56,7 @@ def read_schedule(path: Path) -> dict[int, Tensor]:
     file = path / SCHEDULE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(
-            f"there is no {file}; a run of AdaGen on DiT or SiT writes one when it ends, in its folder"
+            f"there is no {file}; a run of agents.art, or of agents.adagen on DiT or SiT, writes one when it ends"
         )
     try:
         sigmas = json.loads(file.read_text(encoding="utf-8"))["sigmas"]

@@ -23,7 +23,7 @@ BLOCK, BLOCKS = 64, 20
 """Rewards are compared by the means of blocks of so many consecutive images; of at least so many blocks."""
 
 
-def verdict(reward: Mixture, before: Evaluation, after: Evaluation) -> str:
+def verdict(reward: Mixture | str, before: Evaluation, after: Evaluation) -> str:
     """Returns reward and held-out metrics before and after training, with a warning where they part.
 
     The warning is for changes beyond noise: a reward that rose by more than the 95 % interval of its change, and a
@@ -34,7 +34,7 @@ def verdict(reward: Mixture, before: Evaluation, after: Evaluation) -> str:
     as it was.
 
     Args:
-        reward: what the policy was paid.
+        reward: what the policy was paid, or the name of the running cost that it was charged.
         before: of the policy before training.
         after: of the policy after it, on the same seeds.
 
@@ -102,8 +102,11 @@ def _half_width(name: str, evaluation: Evaluation) -> float:
     return 0.0
 
 
-def _judged(reward: Mixture, before: Evaluation, after: Evaluation) -> tuple[Tensor, Tensor]:
-    """Returns the reward of each image before and after."""
+def _judged(reward: Mixture | str, before: Evaluation, after: Evaluation) -> tuple[Tensor, Tensor]:
+    """Returns the reward of each image before and after; of a running cost, minus its sum."""
+    if isinstance(reward, str):
+        old, new = (-evaluation.episode.diagnostics[reward].sum(0).cpu() for evaluation in (before, after))
+        return old, new
     images = torch.cat([before.episode.images, after.episode.images])
     state = copy.deepcopy(reward.state_dict())
     reward.reset()

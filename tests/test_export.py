@@ -228,6 +228,4 @@ def test_the_command_leaves_out_what_cannot_follow_and_says_why(capsys, tmp_path
 
 def test_a_folder_without_a_schedule_is_told_what_writes_one(tmp_path, capsys):
     assert cli.main(["export", str(tmp_path)]) == 2
-    assert (
-        f"there is no {tmp_path / 'schedule.json'}; a run of AdaGen on DiT or SiT" in capsys.readouterr().err
-    )
+    assert f"there is no {tmp_path / 'schedule.json'}; a run of agents.art, or of " in capsys.readouterr().err
