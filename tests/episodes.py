@@ -16,7 +16,7 @@ SHORT = {
     "AdaGen/LlamaGen-v0": {"tokens_per_decision": 4},
     "AdaGen/DiT-v0": {"num_steps": 2},
     "AdaGen/SiT-v0": {"num_steps": 2},
-    "ART/Clock-v0": {"num_steps": 2},
+    "ART/Clock-v0": {"num_steps": 3, "derivative": "finite-difference"},
     "ART/GaussianMixture-v0": {"num_steps": 3},
 }
-"""Environment id -> keyword arguments of an episode of few decisions, more than one."""
+"""Environment id -> keyword arguments of an episode of few and cheap decisions, more than one."""
