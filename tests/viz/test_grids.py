@@ -400,7 +400,8 @@ def test_a_bar_that_reaches_below_0_leaves_the_means_their_room(drawn, scale):
     [
         ("fid", "FID", "lower is better"),
         ("inception_score", "Inception Score", "higher is better"),
-        ("w2", "w2", ""),
+        ("w2", "W2", "lower is better"),
+        ("seconds", "seconds", ""),
         ("$w_2$", "$w_2$", ""),
     ],
 )
