@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import gymnasium as gym
 import torch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from agents.command_line import main
 from agents.console import say
 from agents.loop import Parts, Stateful, check_finite, learn
 from agents.losses import gaussian_log_prob, ppo_policy_loss
-from agents.policy import OBSERVE, Networks, PolicyActor, make_network, make_reward
+from agents.policy import OBSERVE, Networks, PolicyActor, make_network, make_reward, training_env
 from genenv.distributed import sum_over_ranks
 from genenv.evaluation import Evaluator, first_seed
 from genenv.protocols import Decision, Observation
@@ -36,7 +35,6 @@ from genenv.ranges import (
     check,
     value_at,
 )
-from genenv.registration import defaults
 from genenv.rewards.adversarial import AdversarialReward
 from genenv.rewards.classifier import make as make_classifier_reward
 from genenv.rewards.mixture import as_mixture
@@ -51,14 +49,7 @@ class Config:
     """What a run is made of. The defaults are tuned for the digits on two processor cores."""
 
     agent: ClassVar[str] = "adagen"
-    resumable: ClassVar[tuple[str, ...]] = (
-        "name",
-        "num_iterations",
-        "device",
-        "chunk_size",
-        "eval_interval",
-        "checkpoint_interval",
-    )
+    resumable: ClassVar[tuple[str, ...]] = (*runs.RESUMABLE, "chunk_size")
 
     env_id: str = "AdaGen/MaskGIT-v0"
     """Registered environment."""
@@ -176,16 +167,8 @@ class Trainer(Parts):
             raise ValueError(
                 f"num_envs must be at least the {processes.num_ranks()} processes, got {config.num_envs}"
             )
-        if config.env_id in gym.registry:  # of others Gymnasium says what is alike
-            defaults(config.env_id)  # names an id that is not ours
         largest_part = -(-config.num_envs // processes.num_ranks())
-        self.env = gym.make_vec(
-            config.env_id,
-            num_envs=min(config.chunk_size, largest_part),
-            reward="none",
-            autoreset_mode="Disabled",
-            **config.env_kwargs,
-        )
+        self.env = training_env(config, min(config.chunk_size, largest_part))
         self.tier = tier_of(config.backbone)  # which the environment's module may register
         self.num_params = len(schedule_actions(self.env).params)
         self.device = unwrapped(self.env).device
@@ -239,14 +222,13 @@ class Trainer(Parts):
         episode, seeds = self.rollout(config.num_envs)
         reward, parts = self._judge(episode)
         losses = self._update_policy(episode, seeds, reward)
-        number = config.num_envs
-        for _ in range(config.discriminator_steps):
-            if self.adversary is None:
-                break
-            if config.fresh_fakes:
-                number = config.discriminator_batch
-                episode, _ = self.rollout(number)
-            losses["discriminator_loss"] = self.adversary.update(episode, number)
+        if self.adversary is not None:
+            number = config.num_envs
+            for _ in range(config.discriminator_steps):
+                if config.fresh_fakes:
+                    number = config.discriminator_batch
+                    episode, _ = self.rollout(number)
+                losses["discriminator_loss"] = self.adversary.update(episode, number)
         self.iteration += 1
         self.seconds += time.perf_counter() - started
         return {

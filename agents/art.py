@@ -34,7 +34,7 @@ from agents import processes, results, runs
 from agents.command_line import main
 from agents.loop import Parts, Stateful, check_finite, learn
 from agents.losses import gaussian_log_prob, traced
-from agents.policy import PolicyActor
+from agents.policy import PolicyActor, load_run, training_env
 from genenv.envs.clock import SMALLEST_NORM, ClockSampler
 from genenv.evaluation import Evaluator, first_seed
 from genenv.export import SCHEDULE, read_schedule, schedule_text, write_schedule
@@ -74,13 +74,7 @@ class Config:
     """What a run is made of. The defaults are those of the preset "normal"."""
 
     agent: ClassVar[str] = "art"
-    resumable: ClassVar[tuple[str, ...]] = (
-        "name",
-        "num_iterations",
-        "device",
-        "eval_interval",
-        "checkpoint_interval",
-    )
+    resumable: ClassVar[tuple[str, ...]] = runs.RESUMABLE
 
     env_id: str = MIXTURE
     """Registered environment with a clock."""
@@ -340,13 +334,7 @@ class Trainer(Parts):
         if processes.num_ranks() > 1:
             raise ValueError("the clock is learned in one process; start it without torchrun")
         self.config = config
-        self.env = gym.make_vec(
-            config.env_id,
-            num_envs=config.num_envs,
-            reward="none",
-            autoreset_mode="Disabled",
-            **config.env_kwargs,
-        )
+        self.env = training_env(config, config.num_envs)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed % MAX_SEED)
             self.model = make_model(config, self.env)
@@ -576,9 +564,7 @@ def load_policy(run_dir: Path | str, device: str = "cpu", trust_modules: bool = 
         device: where the policy and its environment run.
         trust_modules: see `agents.runs.read_config`.
     """
-    config = dataclasses.replace(runs.read_config(Config, run_dir, trust_modules), device=device)
-    state = runs.load_checkpoint(Path(run_dir) / "checkpoint.pt")
-    env = gym.make_vec(config.env_id, num_envs=1, reward="none", **config.env_kwargs)
+    config, state, env = load_run(Config, run_dir, device, trust_modules)
     model = make_model(config, env)
     model.load_state_dict(state["model"])
     actions = schedule_actions(env)

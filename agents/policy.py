@@ -16,6 +16,7 @@ from agents import runs
 from genenv import rewards
 from genenv.models.policy import PolicyBackbone
 from genenv.protocols import Observation
+from genenv.registration import defaults
 from genenv.rewards.adversarial import AdversarialReward, discriminator
 from genenv.rewards.mixture import Mixture
 from genenv.tiers import tier_of
@@ -43,6 +44,7 @@ class PolicyConfig(runs.RunConfig, Protocol):
 
 
 C = TypeVar("C", bound=PolicyConfig)
+D = TypeVar("D", bound=runs.RunConfig)
 
 
 class PolicyActor:
@@ -60,6 +62,25 @@ class PolicyActor:
     def __call__(self, observation: Observation) -> Tensor:
         """Returns (N, A)."""
         return self._act(observation)
+
+
+def training_env(config: runs.RunConfig, num_envs: int) -> gym.vector.VectorEnv:
+    """Returns the environment that a run is trained on, which pays nothing: the agent judges whole rollouts.
+
+    Raises:
+        gymnasium.error.Error: if there is no such id; it says what is alike.
+        ValueError: if the id is not one of this suite.
+        TypeError: if the environment does not take what the configuration sets.
+    """
+    if config.env_id in gym.registry:  # of others Gymnasium says what is alike
+        defaults(config.env_id)  # names an id that is not ours
+    return gym.make_vec(
+        config.env_id,
+        num_envs=num_envs,
+        reward="none",
+        autoreset_mode="Disabled",
+        **config.env_kwargs,
+    )
 
 
 def make_network(env: gym.vector.VectorEnv, hidden_dim: int, num_outputs: int) -> PolicyBackbone:
@@ -149,6 +170,22 @@ class Networks(Generic[C]):
                 raise ValueError(f"{name} must be that of {self.run_dir}, {of_this!r}, got {found!r}")
 
 
+def load_run(
+    kind: type[D], run_dir: Path | str, device: str = "cpu", trust_modules: bool = False
+) -> tuple[D, dict[str, Any], gym.vector.VectorEnv]:
+    """Returns a run's configuration on a device, its checkpoint, and a single environment of what it was trained on.
+
+    Args:
+        kind: class of the run's configuration.
+        run_dir: the run directory.
+        device: where its networks and environment run.
+        trust_modules: see `agents.runs.read_config`.
+    """
+    config = dataclasses.replace(runs.read_config(kind, run_dir, trust_modules), device=device)  # type: ignore[type-var]
+    state = runs.load_checkpoint(Path(run_dir) / "checkpoint.pt")
+    return config, state, gym.make_vec(config.env_id, num_envs=1, reward="none", **config.env_kwargs)
+
+
 def load_networks(
     kind: type[C], run_dir: Path | str, device: str = "cpu", trust_modules: bool = False
 ) -> Networks[C]:
@@ -160,9 +197,7 @@ def load_networks(
         device: where they run.
         trust_modules: see `agents.runs.read_config`.
     """
-    config = dataclasses.replace(runs.read_config(kind, run_dir, trust_modules), device=device)  # type: ignore[type-var]
-    state = runs.load_checkpoint(Path(run_dir) / "checkpoint.pt")
-    env = gym.make_vec(config.env_id, num_envs=1, reward="none", **config.env_kwargs)
+    config, state, env = load_run(kind, run_dir, device, trust_modules)
 
     def network(weights: dict[str, Tensor]) -> PolicyBackbone:
         model = make_network(env, config.hidden_dim, len(weights["linear3.bias"]))

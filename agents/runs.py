@@ -37,6 +37,8 @@ from genenv.rollout import PER_DECISION, Episode
 from genenv.tiers import RANDOM
 from genenv.viz.report import read_records
 
+RESUMABLE = ("name", "num_iterations", "device", "eval_interval", "checkpoint_interval")
+"""Fields that may change when a run of any agent is continued."""
 DIGEST = 64
 """Characters of a SHA-256 in hexadecimal."""
 
