@@ -35,7 +35,7 @@ from agents.command_line import main
 from agents.loop import Parts, Stateful, check_finite, learn
 from agents.losses import gaussian_log_prob, traced
 from agents.policy import PolicyActor, load_run, training_env
-from genenv.envs.clock import SMALLEST_NORM, ClockSampler
+from genenv.envs.clock import SMALLEST_NORM, ClockSampler, as_clock
 from genenv.evaluation import Evaluator, first_seed
 from genenv.export import SCHEDULE, read_schedule, schedule_text, write_schedule
 from genenv.grids import named, resampled
@@ -494,13 +494,10 @@ def make_model(config: Config, env: gym.vector.VectorEnv) -> ActorCritic:
         ValueError: if the environment has none.
     """
     inner = unwrapped(env)
-    if not isinstance(inner.sampler, ClockSampler):
-        raise ValueError(
-            f"env_id must name an environment with a clock, such as {MIXTURE!r}, got {config.env_id!r}"
-        )
-    point = inner.sampler.fields[inner.sampler.name].shape[0] if "point" in inner.observe else 0
+    sampler = as_clock(inner.sampler, config.env_id)
+    point = sampler.fields[sampler.name].shape[0] if "point" in inner.observe else 0
     shown = 3 if config.budget == "projection" or not point else 0
-    return ActorCritic(config, inner.sampler, point + shown).to(inner.device)
+    return ActorCritic(config, sampler, point + shown).to(inner.device)
 
 
 def _decision(env: gym.vector.VectorEnv, speeds: Tensor) -> Decision:

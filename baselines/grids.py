@@ -25,7 +25,7 @@ from torch import Tensor
 
 from baselines.common import Result, Task, main
 from genenv.cli import known_id
-from genenv.envs.clock import ClockSampler
+from genenv.envs.clock import as_clock
 from genenv.envs.gaussian_mixture import PointSampler
 from genenv.evaluation import first_seed
 from genenv.export import at_steps, read_schedule
@@ -117,9 +117,8 @@ class Flow:
         env_id = known_id(config.env_id)
         kwargs: dict[str, Any] = defaults(env_id) | config.env_kwargs | {"reward": "none", "output": "torch"}
         inner = unwrapped(gym.make_vec(env_id, num_envs=1, **kwargs))
-        if not isinstance(inner.sampler, ClockSampler):
-            raise ValueError(f"env_id must name an environment with a clock, got {config.env_id!r}")
-        self.sampler, self.device, self.backbone = inner.sampler, inner.device, str(kwargs["backbone"])
+        self.sampler, self.device = as_clock(inner.sampler, config.env_id), inner.device
+        self.backbone = str(kwargs["backbone"])
         self.sigma_max, self.sigma_min = self.sampler.flow.sigma_max, self.sampler.flow.sigma_min
 
     def rng(self, seeds: range, stream: Stream) -> tuple[Tensor, BatchRng]:

@@ -24,7 +24,7 @@ from genenv.envs.ode import ODESampler, pixels
 from genenv.fields import LATENT_LIMIT, Field, feature_field, latent_field, limit_latents, shown_features
 from genenv.grids import measured_closed_form
 from genenv.models.unet import load_unet
-from genenv.protocols import Context, Observation
+from genenv.protocols import Context, Observation, Sampler
 from genenv.rng import BatchRng, Purpose
 from genenv.schedules import REAL, ScheduleParam, constant, scaled_unit
 from genenv.solvers import directional_derivative, per_image, reverse_flow
@@ -289,6 +289,20 @@ class ClockSampler:
         slope, derivative = self.flow(latents, psi, context)
         slope_norm, derivative_norm, size = (x.flatten(1).norm(dim=1) for x in (slope, derivative, latents))
         return Slope(slope, slope_norm, derivative_norm, size / math.sqrt(latents[0].numel()))
+
+
+def as_clock(sampler: Sampler, env_id: str) -> ClockSampler:
+    """Returns the sampler of an environment as the clock that it is.
+
+    Raises:
+        ValueError: if it is none, naming the environment's id.
+    """
+    if not isinstance(sampler, ClockSampler):
+        raise ValueError(
+            f"env_id must name an environment with a clock, got {env_id!r}; ART/Clock-v0 and "
+            "ART/GaussianMixture-v0 have one"
+        )
+    return sampler
 
 
 @dataclasses.dataclass(frozen=True)

@@ -355,6 +355,7 @@ def test_settings_that_mean_nothing_are_refused(change, message):
         ({"derivative": "exact"}, "derivative must be one of jvp, finite-difference"),
         ({"env_id": "ART/Clock-v0"}, "has no network of a diffusion or a flow"),
         ({"sigma_max": -3.0}, "0 < sigma_min < sigma_max"),
+        ({"env_id": "CartPole-v1"}, "env_id must be one of .* got 'CartPole-v1'"),
     ],
 )
 def test_an_environment_without_a_clock_is_refused(change, message):
