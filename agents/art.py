@@ -117,7 +117,7 @@ class Config:
     """Step of gamma, with "multiplier"."""
     critic_steps: Annotated[int, AT_LEAST_1] = 4
     """Critic updates for each policy update."""
-    trace: Annotated[float, Range(0, 1.0000001)] = 1.0
+    trace: Annotated[float, Range(0, 1, included=True)] = 1.0
     """Decay, from 0 to 1, of the traces that test the martingale: a decision is credited with its own increment and, so
     much less each time, with those that follow. 0 as published; at 1 the critic is no more than a baseline."""
     distilled_trajectories: Annotated[int, AT_LEAST_1] = 10_000

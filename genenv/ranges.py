@@ -18,19 +18,22 @@ Steps: TypeAlias = tuple[tuple[int, float], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to below `high`; `low` itself belongs to them unless it is `excluded`."""
+    """Numbers from `low` to below `high`: `low` belongs to them unless it is `excluded`, `high` if it is `included`."""
 
     low: float
     high: float = math.inf
     excluded: bool = False
+    included: bool = False
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.excluded else value >= self.low
-        return above and value < self.high  # infinity and NaN are in no range
+        below = value <= self.high if self.included else value < self.high
+        return above and below  # infinity and NaN are in no range
 
     def __str__(self) -> str:
         if self.high < math.inf:
-            return f"in {'(' if self.excluded else '['}{self.low:g}, {self.high:g})"
+            first, last = "(" if self.excluded else "[", "]" if self.included else ")"
+            return f"in {first}{self.low:g}, {self.high:g}{last}"
         return f"finite and {'above' if self.excluded else 'at least'} {self.low:g}"
 
 

@@ -337,6 +337,7 @@ def test_trajectories_that_go_nowhere_are_left_out():
         ({"budget": "none"}, "budget must be one of projection, multiplier, got 'none'"),
         ({"temperature": 0.0}, "temperature must be finite and above 0, got 0"),
         ({"trace": 1.5}, "trace must be in"),
+        ({"trace": 1.0 + 1e-9}, r"trace must be in \[0, 1\], got 1"),
         ({"learning_rate": ((1, 1e-3),)}, "learning_rate must start at iteration 0"),
         ({"guidance_weight": -1.0}, "guidance_weight must be finite and at least 0"),
         ({"smallest_derivative": math.nan}, "smallest_derivative must be finite and above 0"),
