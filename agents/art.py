@@ -22,7 +22,6 @@ import functools
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -431,26 +430,19 @@ class Trainer(Parts):
         last = episode.diagnostics["derivative_norm"][-1] * episode.extras["speed"][-1]
         return -2 * last.mean().item()
 
-    def play(self, seeds: Sequence[int]) -> Episode:
-        """Returns trajectories of the policy, exploration included."""
-        return run_episode(self.env, self._explore, seeds, keep_observations=False)
-
     def distil(self) -> Tensor:
         """Returns the speeds (K,) of the policy as it is, over `distilled_trajectories` new trajectories."""
-        first, number = self.images, self.config.num_envs
-        batches = -(-self.config.distilled_trajectories // number)
-        seeds = [
-            [training_seed(self.config.seed, first + b * number + i) for i in range(number)]
-            for b in range(batches)
-        ]
-        return distilled(
-            torch.cat([self.play(each).extras["speed"] for each in seeds], 1), self.sampler.period
+        batches = -(-self.config.distilled_trajectories // self.config.num_envs)
+        episodes = (
+            run_episode(self.env, self._explore, self._seeds(batch), keep_observations=False)
+            for batch in range(batches)
         )
+        return distilled(torch.cat([episode.extras["speed"] for episode in episodes], 1), self.sampler.period)
 
     def clocks(self) -> tuple[Tensor, dict[str, Tensor], float]:
         """Returns the policy's mean speeds (K, N) on new trajectories, grids {name: (K + 1,)} beside them, and T."""
         sampler, steps = self.sampler, self.config.num_steps
-        seeds = [training_seed(self.config.seed, self.images + i) for i in range(self.config.num_envs)]
+        seeds = self._seeds()
 
         def act(observation: Observation) -> Decision:
             return _decision(self.env, self.model.executed(observation, self.model.mean(observation)))
@@ -463,8 +455,13 @@ class Trainer(Parts):
         made = {name: named(name, steps, flow.sigma_max, flow.sigma_min) for name in HAND_MADE}
         return episode.extras["speed"], {"closed form": found} | made, sampler.period
 
+    def _seeds(self, batch: int = 0) -> list[int]:
+        """Returns the seeds of a batch of trajectories behind those that are trained on so far."""
+        first = self.images + batch * self.config.num_envs
+        return [training_seed(self.config.seed, first + i) for i in range(self.config.num_envs)]
+
     def _next_seeds(self) -> list[int]:
-        seeds = [training_seed(self.config.seed, self.images + i) for i in range(self.config.num_envs)]
+        seeds = self._seeds()
         self.images += len(seeds)
         return seeds
 
