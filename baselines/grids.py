@@ -224,8 +224,7 @@ def run(config: Config) -> Iterator[Result]:
             )
     found: list[Result] = []
     for seed in config.seeds:
-        first = first_seed(seed, config.num_images)
-        held_out = range(first, first + config.num_images)
+        held_out = seeds_of(seed, config.num_images)
         makers = {name: _maker(name, flow, score, seed) for name in config.grids}
         with progress(f"grids, seed {seed}") as report:
             for done, steps in enumerate(config.steps):
@@ -254,6 +253,12 @@ def run(config: Config) -> Iterator[Result]:
         draw(found, config.solver, config.pictures)
 
 
+def seeds_of(seed: int, number: int) -> range:
+    """Returns the seeds of a repetition's images."""
+    first = first_seed(seed, number)
+    return range(first, first + number)
+
+
 def _maker(
     name: str, flow: Flow, score: ImageScore | PointScore, seed: int
 ) -> Callable[[int], tuple[Tensor, int]]:
@@ -261,7 +266,7 @@ def _maker(
     highest, lowest = flow.sigma_max, flow.sigma_min
     if name == CLOSED_FORM:
         number = flow.config.flow_images
-        found = flow.sampler.closed_form(*flow.rng(range(seed * number, (seed + 1) * number), Stream.TUNING))
+        found = flow.sampler.closed_form(*flow.rng(seeds_of(seed, number), Stream.TUNING))
         return lambda steps: (found(steps), number)
     if name == TUNED:
         return lambda steps: tuned(steps, flow, score, seed)
@@ -273,7 +278,7 @@ def _maker(
 def tuned(steps: int, flow: Flow, score: ImageScore | PointScore, seed: int) -> tuple[Tensor, int]:
     """Returns the best of EDM's grids in `TUNING` at K steps, on tuning images of a repetition, and their number."""
     number = flow.config.tuning_images
-    seeds = range(seed * number, (seed + 1) * number)
+    seeds = seeds_of(seed, number)
     candidates = [
         edm(steps, flow.sigma_max, share * flow.sigma_max, rho)
         for rho, share in TUNING
@@ -283,13 +288,19 @@ def tuned(steps: int, flow: Flow, score: ImageScore | PointScore, seed: int) -> 
     return candidates[scores.index(min(scores))], number * len(candidates)
 
 
-def table_of(results: Sequence[Result]) -> Table:
-    """Returns FID, or W2, of each grid at each number of evaluations: the mean over seeds and its 95 % interval."""
-    key = "w2" if "w2" in results[0].metrics else "fid"
+def _by_method(results: Sequence[Result]) -> tuple[str, dict[str, dict[int, list[float]]]]:
+    """Returns the metric that tells grids apart, and its values {method: {K: one a seed}}."""
+    key = PointScore.key if PointScore.key in results[0].metrics else ImageScore.key
     values: dict[str, dict[int, list[float]]] = {}
     for result in results:
         at = values.setdefault(result.method, {}).setdefault(result.decisions, [])
         at.append(result.metrics[key])
+    return key, values
+
+
+def table_of(results: Sequence[Result]) -> Table:
+    """Returns FID, or W2, of each grid at each number of evaluations: the mean over seeds and its 95 % interval."""
+    key, values = _by_method(results)
     steps = sorted({result.decisions for result in results})
     table = Table("grid", *(f"K = {k}" for k in steps), title=METRICS[key].title, box=SIMPLE)
     for method, cells in values.items():
@@ -299,11 +310,11 @@ def table_of(results: Sequence[Result]) -> Table:
 
 def draw(results: Sequence[Result], solver: str, folder: Path) -> None:
     """Writes metric.png and, of the first seed at the middle number of steps, steps.png."""
-    key = "w2" if "w2" in results[0].metrics else "fid"
-    series: dict[str, dict[int, list[float]]] = {}
-    for result in results:
-        nfe = evaluations(solver, result.decisions)
-        series.setdefault(result.method, {}).setdefault(nfe, []).append(result.metrics[key])
+    key, values = _by_method(results)
+    series = {
+        method: {evaluations(solver, steps): found for steps, found in cells.items()}
+        for method, cells in values.items()
+    }
     steps = sorted({result.decisions for result in results})
     shown = steps[len(steps) // 2]
     grids: dict[str, Tensor] = {}
