@@ -266,5 +266,6 @@ def table_of(results: Sequence[Result]) -> Table:
 
 
 def _in_a_line(result: Result) -> str:
-    values = ", ".join(f"{name} {result.metrics[name]:.3f}" for name in SUMMARY if name in result.metrics)
+    names = [name for name in SUMMARY if name in result.metrics] or list(result.metrics)
+    values = ", ".join(f"{name} {result.metrics[name]:.3f}" for name in names)
     return f"{result.method}, seed {result.seed}: {values}"

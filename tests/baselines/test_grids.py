@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from baselines.common import main
 from baselines.grids import Config, Flow, PointScore, draw, read_run, run, table_of, tuned
 from genenv.export import write_schedule
 from genenv.grids import edm, flow_time, log_snr, uniform
@@ -123,6 +124,15 @@ def test_a_run_is_measured_on_the_images_of_its_seed_and_a_file_on_all(tmp_path)
     assert table.row_count == 3
     draw(results, "euler", tmp_path / "pictures")
     assert all((tmp_path / "pictures" / f"{name}.png").stat().st_size > 5000 for name in ("metric", "steps"))
+
+
+def test_a_result_is_told_with_its_w2(capsys, monkeypatch):
+    words = ["--env-id", MIXTURE, "--env-kwargs", '{"backbone": "normal"}', "--solver", "euler", "--nfe", "5"]
+    monkeypatch.setattr("sys.argv", ["grids", *words, "--grids", "uniform", "--seeds", "3"])
+    assert main(Config, run, None, table_of) == 0
+    told = capsys.readouterr()
+    assert "uniform, euler, seed 3: w2 0.212" in told.err.splitlines()
+    assert "0.212" in told.out
 
 
 def test_a_schedule_of_another_noise_level_is_refused(tmp_path):
