@@ -132,6 +132,7 @@ def test_an_editable_install_finds_the_agents_and_baselines_from_anywhere(checko
     code = (
         f"import site; site.addsitedir({str(folder)!r})\n"
         "from importlib.util import find_spec\n"
+        "import agents.adagen, baselines.static\n"
         f"print(*(find_spec(name).origin for name in {names}))"
     )
     # without the site module, so that the libraries are found but no other editable install
