@@ -602,7 +602,7 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
         return results.finish(
             run,
             evaluator.env,
-            "cost",
+            trainer.model.cost,
             handcrafted,
             evaluate(schedule_actor(speeds[:, None])),
             floor=evaluator.judge.floor(),

@@ -24,10 +24,12 @@ from agents.art import (
 )
 from agents.losses import gaussian_log_prob
 from agents.runs import load_checkpoint, read_config
+from genenv.evaluation import first_seed
 from genenv.grids import resampled
 from genenv.grids import uniform as uniform_grid
 from genenv.metrics.wasserstein import normal_grid_error
-from genenv.rollout import run_episode, schedule_actor
+from genenv.rng import Stream
+from genenv.rollout import generate, run_episode, schedule_actor
 from genenv.vector_env import unwrapped
 
 SMALL = Config(
@@ -271,7 +273,15 @@ def run(tmp_path_factory):
 def test_a_run_leaves_what_every_agent_does(run):
     summary = json.loads((run / "summary.json").read_text())
     assert [row["name"] for row in summary["rows"]] == ["hand-crafted", "learned"]
-    assert summary["verdict"].startswith("reward -")
+    config = read_config(Config, run)
+    env = gym.make_vec(
+        config.env_id, num_envs=config.eval_images, reward="none", **art._of_a_grid(config), contexts="cycle"
+    )
+    uniform = schedule_actor(torch.ones(config.num_steps, 1, dtype=torch.float64))
+    first = first_seed(config.seed, config.eval_images)
+    cost = generate(env, uniform, config.eval_images, first, Stream.HELD_OUT).diagnostics["secant_cost"]
+    before = summary["verdict"].removeprefix("reward ").split(" -> ")[0]
+    assert float(before) == pytest.approx(-cost.sum(0).mean().item(), abs=5e-4)
     assert "python -m agents.art" in summary["command"]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"cost", "psi", "gamma", "martingale_residual"} <= set(records[1])
