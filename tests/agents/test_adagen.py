@@ -15,7 +15,7 @@ import gymnasium as gym
 import pytest
 import torch
 
-from agents import chunks, results
+from agents import chunks
 from agents.adagen import PRESETS, Config, Trainer, load_networks, load_policy, train
 from agents.adagen import main as command_line
 from agents.blend import Arguments as Blend
@@ -72,13 +72,6 @@ def finished(tmp_path_factory):
     result = train(TINY, out)
     assert result is not None
     return result
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leaves out the pictures, which take longer than a tiny run."""
-    for name in ("save_samples", "save_schedule", "save_curves"):
-        monkeypatch.setattr(results, name, lambda *_, **__: None)
 
 
 def records(out: Path) -> list[dict]:

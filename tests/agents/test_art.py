@@ -1,6 +1,7 @@
 """ART: the algorithm against what the paper says of it, and the problem whose solution is known."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -227,17 +228,30 @@ def flat(state, name=""):
     return [(name, state)]
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Returns the folder of a configuration's run from beginning to end."""
+
+    @functools.cache
+    def run(config):
+        out = tmp_path_factory.mktemp("whole") / "run"
+        train(config, out)
+        return out
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("config", "cut"),
     [(SMALL, 0), (SMALL, 3), (PUBLISHED, 1), (CLOCK, 1)],
     ids=["projection-0", "projection-3", "multiplier-1", "digits-1"],
 )
-def test_a_run_that_was_killed_goes_on_bit_for_bit(config, cut, tmp_path, monkeypatch):
+def test_a_run_that_was_killed_goes_on_bit_for_bit(config, cut, whole_run, tmp_path, monkeypatch, request):
     class Killed(Exception):
         pass
 
     evaluated = dataclasses.replace(config, eval_interval=100)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole, parts = whole_run(evaluated), tmp_path / "parts"
     steps, step = itertools.count(), Trainer.step
 
     def dying(self):
@@ -245,7 +259,9 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(config, cut, tmp_path, monkey
             raise Killed
         return step(self)
 
-    train(evaluated, whole)
+    request.getfixturevalue("undrawn")  # the other run's pictures are enough
+    monkeypatch.setattr(Trainer, "clocks", lambda trainer: ())
+    monkeypatch.setattr(art, "save_clock", lambda out: None)
     monkeypatch.setattr(Trainer, "step", dying)
     with pytest.raises(Killed):
         train(evaluated, parts)
