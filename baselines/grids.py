@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 import gymnasium as gym
@@ -44,9 +45,11 @@ from genenv.solvers import EVALUATIONS, evaluations, sample
 from genenv.vector_env import unwrapped
 from genenv.viz.grids import MARKERS, save_metric, save_steps
 
-CLOSED_FORM, TUNED, TO_0 = "closed_form", "edm_tuned", "edm_to_0"
-NAMES = (*GRIDS, TO_0, TUNED, CLOSED_FORM)
-"""Those of `genenv.grids`, EDM's that falls to 0 by itself, EDM's with rho and sigma_min tuned, and the closed form."""
+TUNED, TO_0 = "edm_tuned", "edm_to_0"
+CLOSED_FORMS = {"closed_form": "euler", "closed_form_heun": "heun"}
+"""Closed forms -> the solver whose errors they make least: Euler's, as in ART, or Heun's."""
+NAMES = (*GRIDS, TO_0, TUNED, *CLOSED_FORMS)
+"""Those of `genenv.grids`, EDM's that falls to 0 by itself, EDM's with rho and sigma_min tuned, and closed forms."""
 FINE = 200
 """Steps of the exact flow of mixtures."""
 TUNING = tuple((rho, share) for rho in (3.0, 7.0) for share in (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 0.1))
@@ -65,12 +68,12 @@ class Config(Task):
     """The rule of a step."""
     nfe: tuple[int, ...] = ()
     """Numbers of network evaluations, guidance not counted; by default those of 2, 3, 5, 7, 10 and 18 steps."""
-    grids: tuple[str, ...] = ("edm", TUNED, "log_snr", "flow_time", CLOSED_FORM)
+    grids: tuple[str, ...] = ("edm", TUNED, "log_snr", "flow_time", "closed_form")
     """Of `NAMES`."""
     runs: tuple[Path, ...] = ()
     """Run directories of agents.art, each measured on the images of its own seed, or schedule.json files."""
     flow_images: Annotated[int, AT_LEAST_1] = 256
-    """Images along whose way |Q| is measured for the closed form, on seeds that are not held out."""
+    """Images along whose way closed forms measure the flow, on seeds that are not held out."""
     tuning_images: Annotated[int, AT_LEAST_2] = 500
     """Images for each candidate of `edm_tuned`, likewise."""
     pictures: Path | None = None
@@ -264,9 +267,10 @@ def _maker(
 ) -> Callable[[int], tuple[Tensor, int]]:
     """Returns K -> a grid (K + 1,), and the images spent on it."""
     highest, lowest = flow.sigma_max, flow.sigma_min
-    if name == CLOSED_FORM:
+    if name in CLOSED_FORMS:
         number = flow.config.flow_images
-        found = flow.sampler.closed_form(*flow.rng(seeds_of(seed, number), Stream.TUNING))
+        seeds = flow.rng(seeds_of(seed, number), Stream.TUNING)
+        found = flow.sampler.closed_form(*seeds, CLOSED_FORMS[name])
         return lambda steps: (found(steps), number)
     if name == TUNED:
         return lambda steps: tuned(steps, flow, score, seed)
@@ -299,13 +303,34 @@ def _by_method(results: Sequence[Result]) -> tuple[str, dict[str, dict[int, list
 
 
 def table_of(results: Sequence[Result]) -> Table:
-    """Returns FID, or W2, of each grid at each number of evaluations: the mean over seeds and its 95 % interval."""
+    """Returns FID, or W2, of each grid at each number of evaluations: the mean over seeds and its 95 % interval.
+
+    Below it stands at how many of them a learned grid has a better mean than each other one.
+    """
     key, values = _by_method(results)
     steps = sorted({result.decisions for result in results})
     table = Table("grid", *(f"K = {k}" for k in steps), title=METRICS[key].title, box=SIMPLE)
     for method, cells in values.items():
         table.add_row(escape(method), *(interval(cells[k]) if k in cells else "-" for k in steps))
+    means = {method: {k: fmean(cells[k]) for k in cells} for method, cells in values.items()}
+    lines = []
+    for method in filter(_is_learned, means):
+        others = [name for name in means if not _is_learned(name)]
+        ahead = [f"{name} at {_wins(means[method], means[name])}" for name in others]
+        if ahead:
+            lines.append(f"{method} is ahead of {'; '.join(ahead)}")
+    table.caption = escape("\n".join(lines)) or None
     return table
+
+
+def _wins(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    """Returns at how many numbers of steps that both have ours is lower."""
+    both = ours.keys() & theirs.keys()
+    return f"{sum(ours[k] < theirs[k] for k in both)} of {len(both)}"
+
+
+def _is_learned(method: str) -> bool:
+    return ", learned, " in method
 
 
 def draw(results: Sequence[Result], solver: str, folder: Path) -> None:
@@ -321,7 +346,7 @@ def draw(results: Sequence[Result], solver: str, folder: Path) -> None:
     for result in results:
         if result.decisions == shown:
             grids.setdefault(result.method, torch.tensor(result.schedule["sigma"], dtype=torch.float64))
-    learned = next((name for name in series if "learned" in name), None)
+    learned = next(filter(_is_learned, series), None)
     folder.mkdir(parents=True, exist_ok=True)
     save_metric(folder / "metric.png", key, series, learned)
     save_steps(folder / "steps.png", grids, learned)

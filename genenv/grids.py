@@ -5,11 +5,12 @@ solvers of `genenv.solvers.sample` take it, and any path turns it into times (`N
 
 Hand-made grids are functions of K, sigma_max and their own settings. Those with a smallest level have K levels from
 sigma_max to sigma_min and the 0 behind them, as their papers have it for images; `edm` may fall to 0 by itself instead.
-`closed_form` follows the generator.
+`closed_form` and `heun_form` follow the generator.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ from genenv.solvers import Denoiser, NoisePath, flow_acceleration, noise_levels,
 
 FINE = 200
 """Noise levels at which |Q| is measured along the way of some points."""
+PLACES = 20
+"""Levels tried for the last of `heun_form`, in each span between two that were measured."""
 
 
 def uniform(steps: int, sigma_max: float) -> Tensor:
@@ -134,25 +137,39 @@ def of_times(path: NoisePath, times: Tensor) -> Tensor:
     return torch.cat([levels[:1], inner[inner < levels[:-2]], levels.new_zeros(1)])
 
 
-def accelerations(denoiser: Denoiser, x: Tensor, levels: Tensor, difference: float | None = None) -> Tensor:
-    """Returns the norms |Q| (M, N) float64 along Euler's flow of N points: what `closed_form` is made of.
+def accelerations(
+    denoiser: Denoiser, x: Tensor, levels: Tensor, difference: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns the norms |Q| (M, N) float64 along Euler's flow of N points, and those of dQ/d sigma, likewise.
+
+    `closed_form` is made of the first, which Euler's errors are in proportion to, and `heun_form` of both.
 
     Args:
         denoiser: D(x; sigma).
         x: (N, ...) at the first level; a few hundred points.
-        levels: (M,) that fall and stay above 0; fine, for the flow to be followed.
+        levels: (M,), at least two, that fall and stay above 0; fine, for the flow to be followed.
         difference: of `genenv.solvers.flow_acceleration`.
+
+    Raises:
+        ValueError: if there are less than two levels.
     """
-    norms, grid = [], levels.double().to(x.device)
+    if len(levels) < 2:
+        raise ValueError(f"levels must be at least 2, got {len(levels)}")
+    first, between, grid = [], [], levels.double().to(x.device)
     steps = torch.cat([-grid.diff(), grid.new_zeros(1)])  # none from the last level
+    before = None
     with torch.no_grad():
         for level, step in zip(grid, steps, strict=True):
             sigma = level.expand(len(x))
             flow = reverse_flow(denoiser, x, sigma)
             change = flow_acceleration(denoiser, x, sigma, flow, difference)
-            norms.append(change.flatten(1).norm(dim=1).double())
+            first.append(_norm(change))
+            if before is not None:
+                between.append(_norm(change - before[1]) / (before[0] - level))
+            before = level, change
             x = x + step.to(x.dtype) * flow
-    return torch.stack(norms)
+    second = [between[0], *((a + b) / 2 for a, b in itertools.pairwise(between)), between[-1]]
+    return torch.stack(first), torch.stack(second)
 
 
 def closed_form(steps: int, levels: Tensor, acceleration: Tensor) -> Tensor:
@@ -170,41 +187,107 @@ def closed_form(steps: int, levels: Tensor, acceleration: Tensor) -> Tensor:
         ValueError: if steps < 1, the levels do not fall, or |Q| is not finite, negative or 0 throughout.
     """
     _check_steps(steps)
-    nodes = noise_levels(torch.cat([levels.double().cpu(), torch.zeros(1, dtype=torch.float64)]))
-    if len(acceleration) != len(levels):
-        raise ValueError(
-            f"acceleration must have a row for each of {len(levels)} levels, got {len(acceleration)}"
-        )
-    mean = acceleration.double().cpu().mean(1)
-    if not bool((mean.isfinite() & (mean >= 0)).all()) or not bool(mean.any()):
-        raise ValueError(
-            f"acceleration must be finite, not negative and not 0 throughout, got means {mean.tolist()}"
-        )
-    density = torch.cat([mean, mean[-1:]]).sqrt()
-    parts = -nodes.diff() * (density[1:] + density[:-1]) / 2
-    total = torch.cat([torch.zeros(1, dtype=torch.float64), parts.cumsum(0)])
-    targets = total[-1] * torch.arange(1, steps, dtype=torch.float64) / steps
-    after = torch.searchsorted(total, targets).clamp(1, len(nodes) - 1)
-    share = (targets - total[after - 1]) / parts[after - 1]
-    inner = nodes[after - 1] + share * (nodes[after] - nodes[after - 1])
-    return torch.cat([nodes[:1], inner, nodes[-1:]])
+    nodes, mean = _means(levels, acceleration)
+    return _even(steps, nodes, _integral(nodes, mean.sqrt()))
+
+
+def heun_form(steps: int, levels: Tensor, acceleration: Tensor, second: Tensor) -> Tensor:
+    """Returns the levels that make the sum of Heun's local errors least, as `closed_form` does with Euler's.
+
+    A Heun step of length h errs by h^3 |dQ/d sigma| / 12, so K - 1 of them divide the integral of the cube root of its
+    mean evenly, down to a level s: there the error is the integral's cube / (12 (K - 1)^2). The last step, from s to 0,
+    is one of Euler's, which errs by the integral of sigma |Q|. Of all s the one with the least sum is taken.
+
+    Args:
+        steps: K.
+        levels: (M,), as of `closed_form`.
+        acceleration: (M, N), |Q| of N points, the first of `accelerations`.
+        second: (M, N), |dQ/d sigma|, the second.
+
+    Raises:
+        ValueError: as `closed_form`, of both.
+    """
+    _check_steps(steps)
+    nodes, mean = _means(levels, acceleration)
+    if steps == 1:
+        return nodes[[0, -1]]
+    root = _integral(nodes, _means(levels, second)[1] ** (1 / 3))
+    below = _integral(nodes, mean * nodes)
+    place = torch.arange(1, PLACES * (len(nodes) - 1), dtype=torch.float64) / PLACES
+    fine = [_between(place, values) for values in (nodes, root, below)]
+    error = fine[1] ** 3 / (12 * (steps - 1) ** 2) + below[-1] - fine[2]
+    least = error.where(
+        fine[1] > 0, math.inf
+    ).argmin()  # where all above is straight there is nothing to divide
+    return torch.cat([_even(steps - 1, nodes, root, fine[1][least])[:-1], fine[0][least, None], nodes[-1:]])
 
 
 def measured_closed_form(
-    denoiser: Denoiser, x: Tensor, sigma_max: float, sigma_min: float, difference: float | None = None
+    denoiser: Denoiser,
+    x: Tensor,
+    sigma_max: float,
+    sigma_min: float,
+    difference: float | None = None,
+    solver: str = "euler",
 ) -> Callable[[int], Tensor]:
-    """Returns K -> `closed_form` of a generator, from `accelerations` at `FINE` levels along the way of N points.
+    """Returns K -> `closed_form`, or `heun_form`, from `accelerations` at `FINE` levels along the way of N points.
 
     Args:
         denoiser: D(x; sigma).
         x: (N, ...) at the noise level sigma_max; a few hundred points.
         sigma_max: the noise level of the points.
-        sigma_min: |Q| is measured down to it.
+        sigma_min: the flow is measured down to it.
         difference: of `genenv.solvers.flow_acceleration`.
+        solver: whose errors are counted, "euler" or "heun".
+
+    Raises:
+        ValueError: if there is no such form.
     """
+    if solver not in ("euler", "heun"):
+        raise ValueError(f"closed forms are of the solvers euler and heun, got {solver!r}")
     levels = edm(FINE, sigma_max, sigma_min)[:-1]
-    norms = accelerations(denoiser, x, levels, difference)
-    return lambda steps: closed_form(steps, levels, norms)
+    first, second = accelerations(denoiser, x, levels, difference)
+    if solver == "euler":
+        return lambda steps: closed_form(steps, levels, first)
+    return lambda steps: heun_form(steps, levels, first, second)
+
+
+def _means(levels: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns levels and the mean norms at them, (M + 1,) each: down to 0, where it is that of the last level."""
+    nodes = noise_levels(torch.cat([levels.double().cpu(), torch.zeros(1, dtype=torch.float64)]))
+    if len(norms) != len(levels):
+        raise ValueError(f"acceleration must have a row for each of {len(levels)} levels, got {len(norms)}")
+    mean = norms.double().cpu().mean(1)
+    if not bool((mean.isfinite() & (mean >= 0)).all()) or not bool(mean.any()):
+        raise ValueError(
+            f"acceleration must be finite, not negative and not 0 throughout, got means {mean.tolist()}"
+        )
+    return nodes, torch.cat([mean, mean[-1:]])
+
+
+def _integral(nodes: Tensor, density: Tensor) -> Tensor:
+    """Returns the integral (M,) of a density (M,) from the first level (M,), which is the highest, to each."""
+    parts = -nodes.diff() * (density[1:] + density[:-1]) / 2
+    return torch.cat([parts.new_zeros(1), parts.cumsum(0)])
+
+
+def _even(steps: int, nodes: Tensor, integral: Tensor, end: Tensor | None = None) -> Tensor:
+    """Returns the levels (K + 1,) that divide an integral (M,) evenly, up to its end or to another value."""
+    targets = (integral[-1] if end is None else end) * torch.arange(1, steps, dtype=torch.float64) / steps
+    after = torch.searchsorted(integral, targets).clamp(1, len(nodes) - 1)
+    share = (targets - integral[after - 1]) / (integral[after] - integral[after - 1])
+    return torch.cat([nodes[:1], nodes[after - 1] + share * nodes.diff()[after - 1], nodes[-1:]])
+
+
+def _between(place: Tensor, values: Tensor) -> Tensor:
+    """Returns values (M,) at places 0 ... M - 1 that need not be whole, linear in between."""
+    before = place.long().clamp(max=len(values) - 2)
+    return values[before] + (place - before) * values.diff()[before]
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Returns the norms (N,) float64 of x (N, ...)."""
+    return x.flatten(1).norm(dim=1).double()
 
 
 def _falling(steps: int) -> Tensor:

@@ -28,7 +28,7 @@ def measured():
     """Levels and |Q| of ART's problem along 300 trajectories."""
     levels = grids.edm(400, 3.0, 0.001, rho=2.0)[:-1]
     x = math.sqrt(10) * torch.randn(300, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return levels, grids.accelerations(standard_normal, x, levels)
+    return levels, *grids.accelerations(standard_normal, x, levels)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def rows(measured):
         "edm": lambda steps: grids.edm(steps, 3.0, 0.0),
         "edm, rho 3": lambda steps: grids.edm(steps, 3.0, 0.0, rho=3.0),
         "log_snr": lambda steps: grids.log_snr(steps + 1, 3.0, 1e-4)[:-1],  # the table's stops above 0
-        "closed form": lambda steps: grids.closed_form(steps, *measured),
+        "closed form": lambda steps: grids.closed_form(steps, *measured[:2]),
         "cosine": lambda steps: grids.cosine(steps, 3.0),
     }
 
@@ -110,6 +110,54 @@ def test_the_closed_form_divides_the_root_of_the_mean_acceleration_evenly():
     torch.testing.assert_close(found.diff(), torch.full((6,), (1 - 1 / 3) / 6, dtype=torch.float64))
 
 
+def test_the_second_norms_are_the_change_of_the_first_derivative_along_the_flow():
+    levels = torch.linspace(3, 0.01, 3000, dtype=torch.float64)
+    factor = torch.tensor([[0.5], [2.0]], dtype=torch.float64)  # x = factor sqrt(1 + sigma^2)
+    first, second = grids.accelerations(standard_normal, factor * math.sqrt(10), levels)
+    assert first.shape == second.shape == (3000, 2)
+    torch.testing.assert_close(first, (1 + levels[:, None] ** 2) ** -1.5 * factor.T, rtol=0.01, atol=0.002)
+    exact = 3 * levels * (1 + levels**2) ** -2.5
+    torch.testing.assert_close(second, exact[:, None] * factor.T, rtol=0.01, atol=0.002)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 18])
+def test_heuns_form_has_the_least_local_errors_of_all_grids_nearby(steps):
+    """Its model of the error, written down from the grid alone, against that of grids with a level moved."""
+    fine = torch.linspace(4, 1e-3, 4000, dtype=torch.float64)
+    first, second = 1 / (1 + fine[:, None]) ** 2 + 0.2, 2 / (1 + fine[:, None]) ** 3
+
+    def model(grid):
+        total = 0.0
+        for k in range(steps):
+            inside = (fine <= grid[k]) & (fine > grid[k + 1])
+            width = 3.999 / 3999
+            if k < steps - 1:  # (the integral of the cube root)^3 / 12 of a span is what its step adds
+                total += (second[inside, 0] ** (1 / 3) * width).sum() ** 3 / 12
+            else:
+                total += (fine[inside] * first[inside, 0] * width).sum()
+        return float(total)
+
+    grid = grids.heun_form(steps, fine, first, second)
+    assert grid.shape == (steps + 1,)
+    assert grid[0] == 4
+    assert grid[-1] == 0
+    assert (grid.diff() < 0).all()
+    for k in range(1, steps):
+        for side in (k - 1, k + 1):
+            moved = grid.clone()
+            moved[k] += 0.3 * (grid[side] - grid[k])
+            assert model(grid) < model(moved)
+
+
+def test_heuns_form_leaves_out_what_is_straight_above():
+    fine = torch.linspace(2, 0.01, 200, dtype=torch.float64)
+    second = (fine[:, None] < 1).double()
+    grid = grids.heun_form(4, fine, second, second)
+    assert (grid.diff() < 0).all()
+    assert grid[1] < 1
+    assert grids.heun_form(1, fine, second, second).tolist() == [2, 0]
+
+
 def test_steps_of_the_closed_form_avoid_where_the_flow_is_straight():
     levels = torch.linspace(1, 0.01, 100, dtype=torch.float64)
     acceleration = ((levels > 0.4) & (levels < 0.6)).double()[:, None]
@@ -171,6 +219,22 @@ ONES = torch.ones(3, 4)
         (lambda: grids.align_your_steps("dit"), "model must be one of stable-diffusion-1.5, .* got 'dit'"),
         (lambda: grids.resampled(torch.tensor([3.0, 1, 0]), 0), "steps must be at least 1, got 0"),
         (lambda: grids.resampled(torch.tensor([3.0, 4, 0]), 2), "a grid must fall, got 3 before 4 at step 0"),
+        (
+            lambda: grids.accelerations(standard_normal, ONES, torch.tensor([3.0])),
+            "levels must be at least 2, got 1",
+        ),
+        (
+            lambda: grids.measured_closed_form(standard_normal, ONES, 3.0, 0.1, solver="rk4"),
+            "of the solvers euler and heun, got 'rk4'",
+        ),
+        (
+            lambda: grids.heun_form(0, torch.tensor([3.0, 2, 1]), ONES, ONES),
+            "steps must be at least 1, got 0",
+        ),
+        (
+            lambda: grids.heun_form(3, torch.tensor([3.0, 2, 1]), ONES, 0 * ONES),
+            "finite, .* not 0 throughout",
+        ),
         (lambda: grids.closed_form(0, torch.tensor([3.0, 2, 1]), ONES), "steps must be at least 1, got 0"),
         (lambda: grids.closed_form(4, torch.tensor([1.0, 2, 3]), ONES), "a grid must fall, got 1 before 2"),
         (lambda: grids.closed_form(4, torch.tensor([2.0, 1]), ONES), "a row for each of 2 levels, got 3"),

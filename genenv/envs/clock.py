@@ -199,12 +199,14 @@ class ClockSampler:
         flow = self.flow
         return lambda x, sigma: flow.denoiser(x, sigma.clamp(min=flow.sigma_min), context)
 
-    def closed_form(self, context: Context, rng: BatchRng) -> Callable[[int], Tensor]:
-        """Returns K -> the grid (K + 1,) of `genenv.grids.closed_form`, from |Q| on the way of images (N)."""
+    def closed_form(self, context: Context, rng: BatchRng, solver: str = "euler") -> Callable[[int], Tensor]:
+        """Returns K -> the grid (K + 1,) of `genenv.grids.measured_closed_form`, on the way of images (N)."""
         flow = self.flow
         difference = None if flow.derivative == "jvp" else DIFFERENCE
         x = self.noise(context, rng)
-        return measured_closed_form(self.denoiser(context), x, flow.sigma_max, flow.sigma_min, difference)
+        return measured_closed_form(
+            self.denoiser(context), x, flow.sigma_max, flow.sigma_min, difference, solver
+        )
 
     def actions(self, mode: str, device: torch.device) -> ScheduleActions:
         """Returns how actions become speeds."""

@@ -27,7 +27,8 @@ def levels_of(results):
 
 
 def test_the_normal_under_euler_has_its_exact_error():
-    config = dataclasses.replace(NORMAL, grids=("uniform", "edm_to_0", "log_snr", "closed_form"))
+    names = ("uniform", "edm_to_0", "log_snr", "closed_form", "closed_form_heun")
+    config = dataclasses.replace(NORMAL, grids=names)
     results = list(run(config))
     assert [(r.method, r.decisions) for r in results] == [
         (f"{name}, euler", k) for k in (2, 5) for name in config.grids
@@ -36,6 +37,7 @@ def test_the_normal_under_euler_has_its_exact_error():
     assert found["uniform, euler", 5] == 0.212
     assert found["edm_to_0, euler", 5] == 0.316
     assert found["closed_form, euler", 2] == 0.349
+    assert found["closed_form, euler", 5] < found["closed_form_heun, euler", 5]
     for (method, steps), grid in levels_of(results).items():
         assert len(grid) == steps + 1
         assert found[method, steps] == round(normal_grid_error(grid), 3)
