@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from agents import processes, results, runs
 from agents.command_line import main
+from agents.console import say
 from agents.loop import Parts, Stateful, check_finite, learn
 from agents.losses import gaussian_log_prob, traced
 from agents.policy import PolicyActor, load_run, training_env
@@ -58,8 +59,11 @@ MIXTURE = "ART/GaussianMixture-v0"
 BUDGETS = ("projection", "multiplier")
 TIME = ("clock", "psi")
 """What every network sees."""
+CLOSED_FORM = "closed form"
 HAND_MADE = ("uniform", "edm", "log_snr", "flow_time")
 """Grids that the learned clock is drawn beside."""
+ENDS = 0.05
+"""Share of the clock at either end that a comparison of speeds leaves out: a speed there has little effect."""
 SLOWEST = 1e-3
 """Least speed, over the uniform clock's, with a projected budget and in a distilled schedule, whose levels fall."""
 LARGEST_NOISE = 0.5
@@ -439,8 +443,8 @@ class Trainer(Parts):
         )
         return distilled(torch.cat([episode.extras["speed"] for episode in episodes], 1), self.sampler.period)
 
-    def clocks(self) -> tuple[Tensor, dict[str, Tensor], float]:
-        """Returns the policy's mean speeds (K, N) on new trajectories, grids {name: (K + 1,)} beside them, and T."""
+    def clocks(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the policy's mean speeds (K, N) on new trajectories, and grids {name: (K + 1,)} beside them."""
         sampler, steps = self.sampler, self.config.num_steps
         seeds = self._seeds()
 
@@ -453,7 +457,18 @@ class Trainer(Parts):
             found = sampler.closed_form(episode.context, rng)(steps)
         flow = sampler.flow
         made = {name: named(name, steps, flow.sigma_max, flow.sigma_min) for name in HAND_MADE}
-        return episode.extras["speed"], {"closed form": found} | made, sampler.period
+        return episode.extras["speed"], {CLOSED_FORM: found} | made
+
+    def cost_of(self, speeds: Tensor) -> float:
+        """Returns the mean cost of speeds (K,) on new trajectories, the same for all."""
+        wanted = speeds.float().to(unwrapped(self.env).device)
+
+        def act(observation: Observation) -> Decision:
+            step = unwrapped(self.env).current_step
+            return _decision(self.env, wanted[step].expand(self.config.num_envs))
+
+        episode = run_episode(self.env, act, self._seeds(), keep_observations=False)
+        return episode.diagnostics[self.model.cost].sum(0).mean().item()
 
     def _seeds(self, batch: int = 0) -> list[int]:
         """Returns the seeds of a batch of trajectories behind those that are trained on so far."""
@@ -530,6 +545,12 @@ def distilled(speeds: Tensor, period: float) -> Tensor:
     return mean / mean.mean()
 
 
+def deviation(speeds: Tensor, others: Tensor) -> float:
+    """Returns by how much speeds (K,) differ from others at most, in parts of those, `ENDS` of the clock aside."""
+    aside = min(math.ceil(ENDS * len(speeds)), (len(speeds) - 1) // 2)
+    return (speeds.cpu() / others - 1)[aside : len(speeds) - aside].abs().max().item()
+
+
 def grid(speeds: Tensor, period: float) -> Tensor:
     """Returns the noise levels (K + 1,) of speeds (K,) whose mean is 1: from T down to exactly 0."""
     levels = period * (1 - torch.cat([torch.zeros(1, dtype=torch.float64), speeds.cumsum(0)]) / len(speeds))
@@ -596,7 +617,7 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
         )
         speeds = trainer.distil()
         levels = grid(speeds, trainer.sampler.period)
-        save_clock(out / "clock.png", *trainer.clocks())
+        beside = {CLOSED_FORM: beside_closed_form(trainer, speeds, out / "clock.png")}
         write_schedule(out / SCHEDULE, {k: resampled(levels, k) for k in range(2, config.largest_grid + 1)})
         assert handcrafted is not None
         return results.finish(
@@ -608,7 +629,26 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
             floor=evaluator.judge.floor(),
             images=trainer.images,
             seconds=trainer.seconds,
+            beside=beside,
         )
+
+
+def beside_closed_form(trainer: Trainer, speeds: Tensor, picture: Path) -> dict[str, float]:
+    """Draws the learned clock beside other grids' and returns how near distilled speeds (K,) are to the closed form.
+
+    Returns:
+        "cost_ratio", the cost of the speeds over that of the closed form, on the same trajectories; "speed_error", the
+        greatest difference of the speeds in parts of the closed form's, `ENDS` of the clock aside.
+    """
+    period = trainer.sampler.period
+    drawn, grids = trainer.clocks()
+    save_clock(picture, drawn, grids, period)
+    best = -grids[CLOSED_FORM].diff() * len(speeds) / period
+    ratio, error = trainer.cost_of(speeds) / trainer.cost_of(best), deviation(speeds, best)
+    say(
+        f"the learned clock costs {ratio:.4f} times the closed form; speeds differ by up to {error:.1%}, ends aside"
+    )
+    return {"cost_ratio": ratio, "speed_error": error}
 
 
 def _of_a_grid(config: Config) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -58,6 +59,7 @@ def finish(
     floor: Mapping[str, float],
     images: int,
     seconds: float,
+    beside: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Writes the pictures, the summary and the report of a run.
 
@@ -70,6 +72,7 @@ def finish(
         floor: what real images reach among themselves, as of `genenv.metrics.judge.Judge.floor`.
         images: generated for training.
         seconds: spent on training.
+        beside: what else the agent has found, for the summary.
     """
     config = run.config
     line = verdict(reward, handcrafted, in_8_bits(learned))
@@ -103,6 +106,7 @@ def finish(
             {"name": "learned", **learned.metrics, "images": images},
         ],
         "evaluations": {"hand-crafted": handcrafted.record(), "learned": learned.record()},
+        **(beside or {}),
         "command": run.command,
         "versions": {"genenv": genenv.__version__, "torch": torch.__version__, "gymnasium": gym.__version__},
     }

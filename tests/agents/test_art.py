@@ -16,6 +16,8 @@ from agents.art import (
     PRESETS,
     Config,
     Trainer,
+    beside_closed_form,
+    deviation,
     distilled,
     grid,
     load_policy,
@@ -201,6 +203,27 @@ def test_the_learned_clock_costs_what_the_closed_form_does(trained):
     assert costs[0] < 0.95 * costs[2]
 
 
+def test_a_run_tells_how_near_it_came_to_the_closed_form(trained, tmp_path):
+    best = -closed_form(10)[0].diff() * 10 / 3
+    exact = beside_closed_form(trained, best, tmp_path / "clock.png")
+    assert exact["cost_ratio"] == pytest.approx(1, abs=2e-3)
+    assert exact["speed_error"] < 0.02
+    uniform = beside_closed_form(trained, torch.ones(10, dtype=torch.float64), tmp_path / "clock.png")
+    assert uniform["cost_ratio"] > 1.1
+    assert uniform["speed_error"] > 0.3
+    assert (tmp_path / "clock.png").stat().st_size > 500
+
+
+def test_a_deviation_leaves_the_ends_out():
+    speeds = torch.ones(20, dtype=torch.float64)
+    others = speeds.clone()
+    others[0] = others[-1] = 5
+    others[7] = 1.25
+    assert deviation(speeds, others) == pytest.approx(0.2)
+    assert deviation(speeds[:2], others[:2]) == pytest.approx(0.8)  # too few to leave any out
+    assert deviation(speeds[:3], others[:3]) == 0
+
+
 def test_the_martingale_residual_is_small_on_new_trajectories(trained):
     episode = run_episode(trained.env, trained._explore, [10**6 + i for i in range(256)])
     untrained = Trainer(trained.config)
@@ -260,8 +283,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(config, cut, whole_run, tmp_p
         return step(self)
 
     request.getfixturevalue("undrawn")  # the other run's pictures are enough
-    monkeypatch.setattr(Trainer, "clocks", lambda trainer: ())
-    monkeypatch.setattr(art, "save_clock", lambda out: None)
+    monkeypatch.setattr(art, "beside_closed_form", lambda trainer, speeds, picture: {})
     monkeypatch.setattr(Trainer, "step", dying)
     with pytest.raises(Killed):
         train(evaluated, parts)
@@ -299,6 +321,7 @@ def test_a_run_leaves_what_every_agent_does(run):
     before = summary["verdict"].removeprefix("reward ").split(" -> ")[0]
     assert float(before) == pytest.approx(-cost.sum(0).mean().item(), abs=5e-4)
     assert "python -m agents.art" in summary["command"]
+    assert summary[art.CLOSED_FORM]["cost_ratio"] > 0.9
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"cost", "psi", "gamma", "martingale_residual"} <= set(records[1])
     for name in ("report.html", "samples.png", "curves.png", "schedule.png", "checkpoint.pt"):
