@@ -6,10 +6,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from genenv.vector_env import RENDER_FPS, RENDER_MODES, to_numpy, unwrapped
+from genenv.vector_env import RENDER_FPS, RENDER_MODES, to_numpy, to_tensor, unwrapped
 
 
 class GenEnv(gym.Env):
@@ -55,7 +54,7 @@ class GenEnv(gym.Env):
             raise ValueError(f"action must have shape {expected}, got {action.shape}")
         if np.issubdtype(self.action_space.dtype, np.floating):
             action = action.astype(np.float32)
-        batch = torch.as_tensor(action, device=self._inner.device)[None]
+        batch = to_tensor(action).to(self._inner.device)[None]
         observation, reward, terminated, truncated, info = self.vector_env.step(batch)
         info = {name: value for name, value in info.items() if not name.startswith("_")}
         return (

@@ -299,7 +299,7 @@ class GenVectorEnv(VectorEnv):
 
     def check_actions(self, actions: Tensor | np.ndarray) -> Tensor:
         """Returns actions (N, ...) as a tensor on the device; ValueError for a wrong shape, type or device."""
-        actions, field = torch.as_tensor(actions), self.actions.field
+        actions, field = to_tensor(actions), self.actions.field
         expected = (self.num_envs, *field.shape)
         if tuple(actions.shape) != expected:
             raise ValueError(f"actions must have shape {expected}, got {tuple(actions.shape)}")
@@ -366,6 +366,21 @@ def to_numpy(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: to_numpy(entry) for name, entry in value.items()}
     return value.cpu().numpy().copy()
+
+
+def to_tensor(actions: Any) -> Tensor:
+    """Returns numbers as a tensor; an array may have any strides and byte order, and need not be writeable.
+
+    Raises:
+        ValueError: if they are no numbers.
+    """
+    if isinstance(actions, Tensor):
+        return actions
+    try:
+        array = np.asarray(actions)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError):
+        raise ValueError(f"actions must be an array of numbers, got {actions!r}") from None
 
 
 def _whole_number(seed: Any) -> int:

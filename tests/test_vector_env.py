@@ -247,6 +247,39 @@ def test_wrong_actions_are_refused_and_the_episode_goes_on(actions, message):
     assert env.step(torch.zeros(3, 4))[0]["step"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("output", ["torch", "numpy"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda a: a[::-1].copy()[::-1],
+        lambda a: np.asfortranarray(a)[:, ::-1].copy()[:, ::-1],
+        lambda a: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape),
+        lambda a: a.astype(">f8"),
+        lambda a: a.astype(np.float64).tolist(),
+        list,
+    ],
+    ids=["reversed", "columns reversed", "read-only", "big-endian", "nested lists", "list of arrays"],
+)
+def test_actions_are_arrays_of_any_form(form, output):
+    actions = np.random.default_rng(3).uniform(-1, 1, (3, 4)).astype(np.float32)
+    one, other = make(output=output), make()
+    for env in (one, other):
+        env.reset(seed=5)
+    found, expected = one.step(form(actions))[4], other.step(torch.from_numpy(actions))[4]
+    for name in expected:
+        assert np.array_equal(np.asarray(found[name]), expected[name].numpy())
+
+
+@pytest.mark.parametrize("output", ["torch", "numpy"])
+@pytest.mark.parametrize("actions", [None, "abc", {"a": 1}, [[0.0], [1.0, 2.0]], np.array(["x", "y"])])
+def test_actions_that_are_no_numbers_are_refused_by_name(actions, output):
+    env = make(output=output)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"^actions must be an array of numbers, got ") as refused:
+        env.step(actions)
+    assert repr(actions) in str(refused.value)
+
+
 @pytest.mark.parametrize("autoreset_mode", ["SameStep", "NextStep", "Disabled"])
 def test_numpy_output_holds_the_numbers_of_torch_output(autoreset_mode):
     kwargs = {"autoreset_mode": autoreset_mode, "reward": "loo_fid"}
