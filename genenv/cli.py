@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--run", type=Path, dest="run_dir", metavar="RUN_DIR", help="folder of a training run"
         )
+        sub.add_argument(
+            "--trust-modules",
+            action="store_true",
+            help="let the configuration of that folder name Python modules, whose code then runs",
+        )
         sub.add_argument("--device", help="where the generator and the policy run (default cpu)")
 
     sub = command("list", _list, "List the environments, their action parameters, weights and rewards.")
@@ -265,7 +270,7 @@ def _policy(
     """Returns the id, its keyword arguments, and what gives the actor of an environment with them.
 
     A policy comes from a loader, function(run_dir) or function(), whose actor may say in `env_id` and `env_kwargs`
-    what it was trained on, or from function(env).
+    what it was trained on, or from function(env). It is told `trust_modules` where it takes that.
     """
     from genenv.rollout import static_actor
 
@@ -277,7 +282,7 @@ def _policy(
             raise CommandError("--run needs --policy, the function that loads the folder's policy")
         return env_id, env_kwargs, static_actor
     function = _load(options.policy)
-    place = {} if options.device is None else {"device": options.device}
+    place: dict[str, Any] = {} if options.device is None else {"device": options.device}
     folder = () if options.run_dir is None else (options.run_dir,)
     if not _takes(function, *folder, **place):
         if not folder and _wants_env(function):
@@ -287,7 +292,10 @@ def _policy(
         raise CommandError(
             f"--policy must name a function that is called as ({arguments}){also}, got {function!r}"
         )
-    actor: Actor = function(*folder, **place)
+    trust = {"trust_modules": True} if options.trust_modules else {}
+    trust = trust if _takes(function, *folder, **place, **trust) else {}
+    with _current_folder():  # of the modules that a trusted run names
+        actor: Actor = function(*folder, **place, **trust)
     trained_on = getattr(actor, "env_id", env_id)
     if trained_on.rpartition(":")[2] != env_id:
         raise CommandError(

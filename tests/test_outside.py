@@ -157,3 +157,16 @@ def test_its_discriminator_is_missed_by_name(folder, capsys):
         agent(adagen.Config, adagen.PRESETS, adagen.train, arguments)
     assert stop.value.code == 2
     assert "tier 'strokes' has no discriminator" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_with_a_reward_of_its_own_is_evaluated_and_drawn_where_it_is_trusted(
+    folder, tmp_path, here, capsys
+):
+    arguments = ["--env-id", ENV_ID, "--backbone", folder, "--num-steps", "3", *AGENT, "--out", "mine"]
+    agent(adagen.Config, adagen.PRESETS, adagen.train, [*arguments, "--reward", "toy_paradigm:make_contrast"])
+    policy = ["--policy", "agents.adagen:load_policy", "--run", "mine"]
+    for command in (["evaluate", ENV_ID, "--num-images", "40"], ["play", ENV_ID, "--num-images", "2"]):
+        assert cli.main([*command, *policy]) == 2
+        assert "would run the code of a module; " in capsys.readouterr().err
+        here(cli.main, *command, *policy, "--trust-modules")
+    assert (tmp_path / "film_strip.png").stat().st_size > 1000
