@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from genenv.checkpoints import CheckpointError, read_state_dict
+from genenv.models.unet import load_unet
 from genenv.releases import DOWNLOADS, RELEASES
 from genenv.rewards import make_reward
 from genenv.rewards.clip import load_clip, load_open_clip
@@ -225,3 +226,85 @@ def test_downloads_state_their_licence_and_place():
         assert download.licence, name
         assert download.url is None or download.repo is None, name
         assert dataclasses.asdict(download)["file"] == download.file
+
+
+@pytest.fixture
+def unet(tmp_path, proof):
+    """A folder of diffusers' layout in which the library finds code to run."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    folder, blocks = (
+        tmp_path / "unet_folder",
+        {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]},
+    )
+    network = diffusers.UNet2DModel(
+        8, 1, 1, block_out_channels=[8], norm_num_groups=2, layers_per_block=1, **blocks
+    )
+    diffusers.DDPMPipeline(network.eval(), diffusers.DDPMScheduler()).save_pretrained(folder)
+    code = f"open({str(proof)!r}, 'w')\nclass Planted:\n    pass\n"
+    for place in (folder, folder / "unet", folder / "scheduler"):
+        for name in (
+            "planted",
+            "pipeline",
+            "unet",
+            "unet_2d",
+            "modeling",
+            "conftest",
+            "sitecustomize",
+            "__init__",
+        ):
+            (place / f"{name}.py").write_text(code)
+        for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin", "planted.bin", "training_args.bin"):
+            (place / name).write_bytes(pickle.dumps(Run(proof)))
+        (place / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "planted/model"}))
+    return folder
+
+
+PLANTED = {
+    "auto_map": {"AutoModel": "planted.Planted", "UNet2DModel": "planted.Planted"},
+    "_auto_class": "planted.Planted",
+    "trust_remote_code": True,
+    "custom_pipeline": "planted",
+    "_name_or_path": "planted/model",
+    "_use_default_values": ["planted"],
+    "attn_implementation": "planted/kernel",
+    "use_kernels": True,
+    "adapter": "planted",
+    "torch_dtype": "planted",
+}
+
+
+def test_a_folder_of_diffusers_runs_nothing(unet):
+    x, sigma = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5, 3.0])
+    expected = load_unet(str(unet))(x, sigma.double(), torch.zeros(2, dtype=torch.int64))
+    for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+        change(unet / name, **PLANTED)
+    change(unet / "model_index.json", _class_name=["planted", "Planted"], unet=["planted", "Planted"])
+    change(unet / "scheduler" / "scheduler_config.json", _class_name="Planted")
+    found = load_unet(str(unet))(x, sigma.double(), torch.zeros(2, dtype=torch.int64))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("method", ["planted", "bitsandbytes", "nunchaku_lite", "torchao", "quanto", "gguf"])
+def test_a_folder_of_diffusers_chooses_no_quantisation(unet, method):
+    change(unet / "unet" / "config.json", quantization_config={"quant_method": method, "load_in_4bit": True})
+    with pytest.raises(ValueError, match=r"config\.json: quantization_config must be left out, got "):
+        load_unet(str(unet))
+
+
+@pytest.mark.parametrize("name", ["planted.bin", "../planted.bin", "diffusion_pytorch_model.bin"])
+def test_an_index_of_diffusers_leads_to_no_pickle(unet, name):
+    index = {"metadata": {"total_size": 1}, "weight_map": {"conv_in.weight": name}}
+    (unet / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"must hold a UNet2DModel in safetensors"):
+        load_unet(str(unet))
+
+
+@pytest.mark.parametrize("rename", [False, True])
+def test_a_pickle_in_the_place_of_diffusers_weights_is_refused(unet, proof, rename):
+    weights = unet / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(pickle.dumps(Run(proof)))
+    if rename:
+        weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match=r"must hold a UNet2DModel in safetensors"):
+        load_unet(str(unet))

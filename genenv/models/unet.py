@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from genenv.json_text import read_object
 from genenv.solvers import PathDenoiser, VPTable
 
 MODEL = "UNet2DModel"
+LARGEST_COUNT = 2**20
+"""Of what a configuration counts: pixels of a side, channels, classes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +51,61 @@ class UNetDenoiser:
 
 
 def unet_config(folder: Path) -> dict[str, Any] | None:
-    """Returns the configuration of the `UNet2DModel` in a folder of diffusers' layout, None where there is none."""
+    """Returns the configuration of the `UNet2DModel` in a folder of diffusers' layout, None where there is none.
+
+    Raises:
+        ValueError: if it does not say of what images it is, or asks for more than the network, naming file and field.
+    """
     for path in (folder / "unet" / "config.json", folder / "config.json"):
         if path.is_file():
             try:
                 config = read_object(path)
             except ValueError:
                 return None
-            return config if config.get("_class_name") == MODEL else None
+            if config.get("_class_name") != MODEL:
+                return None
+            _check_images(config, path)
+            return config
     return None
+
+
+def _check_images(config: dict[str, Any], path: Path) -> None:
+    size, channels, classes = (
+        config.get(name) for name in ("sample_size", "in_channels", "num_class_embeds")
+    )
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    count = f"a whole number from 1 to {LARGEST_COUNT:,}"
+    for name, rule, kept in (
+        ("sample_size", f"{count}, or two of them", all(map(_is_count, sides))),
+        ("in_channels", count, _is_count(channels)),
+        ("num_class_embeds", f"null or {count}", classes is None or _is_count(classes)),
+        (
+            "quantization_config",
+            "left out",
+            config.get("quantization_config") is None,
+        ),  # it may fetch kernels
+    ):
+        if not kept:
+            raise ValueError(f"{path}: {name} must be {rule}, got {config.get(name)!r}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= LARGEST_COUNT
+
+
+def _check_types(kind: type, path: Path) -> None:
+    """Raises a ValueError that names file and field where a value is not of the type of the class's default."""
+    config = read_object(path) if path.is_file() else {}
+    for name, parameter in inspect.signature(kind).parameters.items():
+        value, default = config.get(name), parameter.default
+        if value is not None and default is not None and not _is_like(value, default):
+            raise ValueError(f"{path}: {name} must be such as {default!r}, got {value!r}")
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, list) and all(_is_like(entry, default[0]) for entry in value)
+    return isinstance(value, int | float if isinstance(default, int | float) else type(default))
 
 
 def unet_shape(config: dict[str, Any]) -> tuple[int, int, int]:
@@ -73,7 +122,8 @@ def load_unet(folder: str, dtype: torch.dtype = torch.float32) -> UNetDenoiser:
 
     Raises:
         ImportError: without diffusers.
-        ValueError: if a file is missing or damaged, or the network predicts something else than the noise.
+        ValueError: if a file is missing or damaged, a configuration says what cannot be meant, or the network predicts
+            something else than the noise.
     """
     try:
         from diffusers.models.unets.unet_2d import UNet2DModel
@@ -83,6 +133,9 @@ def load_unet(folder: str, dtype: torch.dtype = torch.float32) -> UNetDenoiser:
     root = Path(folder).expanduser()
     inner = "unet" if (root / "unet" / "config.json").is_file() else None
     steps = "scheduler" if (root / "scheduler" / "scheduler_config.json").is_file() else None
+    unet_config(root)  # refuses what cannot be meant
+    _check_types(UNet2DModel, root / (inner or "") / "config.json")
+    _check_types(DDPMScheduler, root / (steps or "") / "scheduler_config.json")
     try:
         model = UNet2DModel.from_pretrained(
             str(root),
@@ -93,8 +146,8 @@ def load_unet(folder: str, dtype: torch.dtype = torch.float32) -> UNetDenoiser:
             low_cpu_mem_usage=False,
         )
         scheduler: Any = DDPMScheduler.from_pretrained(str(root), subfolder=steps, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # their constructors check little of what they are given
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
         raise ValueError(
             f"{folder} must hold a {MODEL} in safetensors and a scheduler_config.json: {reason}"
         ) from None

@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -153,3 +155,65 @@ def test_a_network_of_another_kind_is_no_backbone(tmp_path):
     change(tmp_path / "unet" / "config.json", _class_name="UNet2DConditionModel")
     with pytest.raises(ValueError, match="is not a folder with a manifest"):
         gym.make_vec(CLOCK, backbone=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sample_size", None),
+        ("sample_size", "8"),
+        ("sample_size", [8, 8, 8]),
+        ("sample_size", [8, 0]),
+        ("in_channels", None),
+        ("in_channels", 2.5),
+        ("num_class_embeds", "x"),
+        ("num_class_embeds", True),
+        ("num_class_embeds", 10**40),
+        ("layers_per_block", "x"),
+        ("layers_per_block", [1]),
+        ("norm_eps", {"planted": 1}),
+        ("act_fn", 3),
+        ("down_block_types", "DownBlock2D"),
+        ("block_out_channels", [8, "x"]),
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+    ],
+)
+def test_a_configuration_that_cannot_be_meant_is_refused_with_file_and_field(folder, name, value):
+    (path,) = Path(folder).glob("**/config.json")
+    change(path, **{name: value})
+    for load in (load_unet, lambda folder: gym.make_vec(CLOCK, backbone=folder)):
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: {name} must be .*, got ") as refused:
+            load(folder)
+        assert str(refused.value).endswith(f"got {value!r}")
+
+
+def test_a_configuration_without_a_word_of_the_images_is_refused(folder):
+    (path,) = Path(folder).glob("**/config.json")
+    path.write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(ValueError, match=r"config\.json: sample_size must be a whole number .*, got None$"):
+        tier_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "entries"),
+    [
+        ("config.json", {"norm_num_groups": 3}),
+        ("config.json", {"down_block_types": ["Planted", "Planted"]}),
+        ("config.json", {"block_out_channels": []}),
+        ("scheduler_config.json", {"num_train_timesteps": -1}),
+        ("scheduler_config.json", {"beta_schedule": "planted"}),
+    ],
+)
+def test_what_diffusers_cannot_build_is_told_in_one_line(folder, file, entries):
+    (path,) = Path(folder).glob(f"**/{file}")
+    change(path, **entries)
+    with pytest.raises(ValueError, match=f"^{re.escape(folder)} {MISSING}") as refused:
+        load_unet(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_steps_that_are_no_number_are_refused_with_file_and_field(folder):
+    (path,) = Path(folder).glob("**/scheduler_config.json")
+    change(path, num_train_timesteps="x")
+    with pytest.raises(ValueError, match=r"scheduler_config\.json: num_train_timesteps must be .*, got 'x'"):
+        load_unet(folder)
