@@ -33,6 +33,7 @@ from agents.config import as_json, command, from_json
 from genenv.checkpoints import CheckpointError, replacing, write_text
 from genenv.evaluation import Evaluation
 from genenv.json_text import parse_object
+from genenv.models.gaussian_mixture import is_factory
 from genenv.rollout import PER_DECISION, Episode
 from genenv.tiers import RANDOM
 from genenv.viz.report import read_records
@@ -147,9 +148,11 @@ def read_config(kind: type[C], run_dir: Path | str, trust_modules: bool = False)
     config = from_json(kind, path)
     if not trust_modules:
         module = config.env_id.rpartition(":")[0]
-        named = [config.env_id] if module and module not in sys.modules else []
+        names = [config.env_id] if module and module not in sys.modules else []
         backbone = str(config.env_kwargs.get("backbone", "")).removeprefix(RANDOM)
-        for name in named + [name for name in (backbone, *reward_names(config.reward)) if ":" in name]:
+        names += [backbone] if is_factory(backbone) else []
+        names += [reward for reward in reward_names(config.reward) if ":" in reward]
+        for name in names:
             raise ValueError(
                 f"{path}: {name!r} would run the code of a module; "
                 "if you trust the directory, say so with --trust-modules (trust_modules=True)"

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -135,6 +136,11 @@ MIXTURES = {
 """Name -> mixture; "normal" is ART's one-dimensional problem (arXiv 2601.18681, sec. 4.1)."""
 
 
+def is_factory(name: str) -> bool:
+    """Returns whether a backbone's name is "module:factory", whose module is imported, and not that of a folder."""
+    return ":" in name and not Path(name).expanduser().is_dir()
+
+
 def load_mixture(name: str) -> GaussianMixture:
     """Returns a mixture by its name, or what the function "module:factory" returns.
 
@@ -143,9 +149,9 @@ def load_mixture(name: str) -> GaussianMixture:
     """
     if name in MIXTURES:
         return MIXTURES[name]
-    module, separator, factory = name.partition(":")
+    module, _, factory = name.partition(":")
     try:
-        if not separator:
+        if not is_factory(name):
             raise AttributeError("no such name")
         mixture = getattr(importlib.import_module(module), factory)()
     except (ImportError, AttributeError, TypeError) as error:

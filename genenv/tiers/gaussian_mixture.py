@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from genenv.metrics.points import REAL_POINTS, PointExtractor
-from genenv.models.gaussian_mixture import MIXTURES, load_mixture, picture
+from genenv.models.gaussian_mixture import MIXTURES, is_factory, load_mixture, picture
 from genenv.tiers import RANDOM, FeatureExtractor, Labelled, Tier
 
 
@@ -40,7 +39,7 @@ def _tier(name: str) -> Tier:
 
 def recognise(backbone: str) -> Tier | None:
     """Returns the tier of the user's own mixture, "module:factory"; None where a name is not of this kind."""
-    if ":" not in backbone or backbone.startswith(RANDOM) or Path(backbone).expanduser().is_dir():
+    if not is_factory(backbone) or backbone.startswith(RANDOM):
         return None
     return _tier(backbone)
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import gymnasium as gym
 import pytest
 import torch
 
@@ -444,6 +445,21 @@ def test_a_released_backbone_with_random_weights_is_no_module(tmp_path):
     change = {"backbone": "random:imagenet256-dit-xl-2"}
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(Config()) | change))
     assert read_config(Config, tmp_path).env_kwargs == change
+
+
+@pytest.mark.parametrize("prefix", ["", "random:"])
+def test_a_folder_with_a_colon_in_its_name_is_no_module(tmp_path, monkeypatch, prefix):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad_module.py").write_text("raise SystemExit('this code has run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("bad_module:make").mkdir()
+    for backbone in ("bad_module:make", str(tmp_path / "bad_module:make")):
+        change = {"backbone": prefix + backbone, "env_id": "ART/GaussianMixture-v0"}
+        Path("config.json").write_text(json.dumps(dataclasses.asdict(Config()) | change))
+        config = read_config(Config, tmp_path)
+        assert config.backbone == prefix + backbone
+        with pytest.raises(ValueError, match="backbone must be"):  # and nothing takes it for one
+            gym.make_vec(config.env_id, num_envs=1, backbone=config.backbone)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
