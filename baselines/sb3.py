@@ -9,7 +9,6 @@ python -m baselines.sb3 --env-id AdaGen/MaskGIT-v0 --minutes 3 --out sb3.json
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
 from baselines.common import Bench, Result, Task, main
+from genenv.checkpoints import replacing
 from genenv.integrations.sb3 import GenVecEnv
 from genenv.progress import Report, ignore, progress
 from genenv.protocols import Actor, Observation
@@ -133,11 +133,9 @@ def actor_from(model: OnPolicyAlgorithm) -> Actor:
 
 
 def save(model: OnPolicyAlgorithm, path: Path) -> None:
-    """Writes a model under a temporary name and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("partial-" + path.name)  # SB3 wants the suffix
-    model.save(partial)
-    os.replace(partial, path)
+    """Writes a model under a temporary name and renames it; see `genenv.checkpoints.replacing`."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        model.save(file)
 
 
 def run(config: Config) -> Iterator[Result]:

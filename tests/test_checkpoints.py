@@ -232,16 +232,6 @@ WRITERS = {
 }
 
 
-@pytest.fixture
-def full_disk():
-    """No file grows beyond 100 kB."""
-    resource = pytest.importorskip("resource")  # only Unix has it
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS.keys())
 def test_a_full_disk_is_told_in_one_line_and_the_old_file_stays(tmp_path, full_disk, write):
     path = tmp_path / "file"

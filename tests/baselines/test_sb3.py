@@ -1,10 +1,21 @@
+import re
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 
-from baselines.sb3 import Config, OneHotExtractor, TimeBudget, actor_from, make_model, rollout_steps, run
+from baselines.sb3 import (
+    Config,
+    OneHotExtractor,
+    TimeBudget,
+    actor_from,
+    make_model,
+    rollout_steps,
+    run,
+    save,
+)
 from genenv.integrations.sb3 import GenVecEnv
 from genenv.rollout import generate, static_actor
 
@@ -69,3 +80,21 @@ def test_a_run_leaves_results_and_models(toy, tmp_path, algo):
     assert [result.method for result in results] == [f"{algo}, untrained", algo]
     assert results[1].images == 8  # 16 steps of episodes of 2
     assert [path.name for path in out.parent.iterdir()] == ["sb3-0.zip"]
+
+
+def test_a_model_that_does_not_fit_on_the_disk_is_told_in_one_line(tmp_path, full_disk):
+    path = tmp_path / "sb3-0.zip"
+    path.write_text("old")
+    path.with_name(f"{path.name}.{2**22 + 1}.partial").touch()  # of a process that is no more
+    model = make_model(Config(num_envs=2, one_hot_tokens=True), seed=0)
+    with pytest.raises(OSError, match=f"^{re.escape(str(path))} could not be written: [^\n]+$"):
+        save(model, path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(path.name, "old")]
+
+
+def test_a_model_is_read_as_it_was_saved(toy, tmp_path):
+    model = make_model(Config(env_kwargs=toy, num_envs=2), seed=0)
+    save(model, tmp_path / "runs" / "sb3-0.zip")
+    loaded = PPO.load(tmp_path / "runs" / "sb3-0.zip")
+    assert all(map(torch.equal, loaded.policy.parameters(), model.policy.parameters()))
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["sb3-0.zip"]
