@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genenv.actions import ScheduleActions
 from genenv.protocols import Actor
+from genenv.rewards.mixture import TooFewImagesError
 from genenv.rollout import Episode, run_episode, schedule_actions, static_actor
 from genenv.vector_env import unwrapped
 from genenv.wrappers.vector.ema_action_smoothing import smoothing_of
@@ -89,7 +90,7 @@ def _gymnasium(env_id: str, env_kwargs: dict[str, Any]) -> None:
     drawable = importlib.util.find_spec("matplotlib") is not None  # what render_mode="human" needs
     try:
         env = gym.make(env_id, **env_kwargs)
-    except ValueError:  # a reward that compares images has none to compare here
+    except TooFewImagesError:
         env_kwargs = env_kwargs | {"reward": "none"}
         env = gym.make(env_id, **env_kwargs)
     with warnings.catch_warnings():

@@ -163,3 +163,26 @@ def test_an_environment_that_fails_breaks_the_promises_it_fails_in(monkeypatch, 
     assert found[0] == "an image depends on its seed and actions, not on its batch"
     assert found[1].startswith(f"{error.__name__}: ")
     assert "\n" not in found[1]
+
+
+@pytest.mark.parametrize("reward", ["fid", {"classifier": 1.0, "normalise": True}])
+def test_a_single_image_is_checked_without_a_reward_that_compares_images(reward):
+    kwargs = {"num_steps": 1, "contexts": "grouped:2", "reward": reward}
+    assert not broken("AdaGen/MaskGIT-v0", kwargs)
+
+
+def test_a_single_environment_that_cannot_be_made_is_found(monkeypatch):
+    from genenv.single_env import GenEnv
+
+    made = []
+
+    def refused_once(env):
+        made.append(env)
+        if len(made) == 1:
+            raise ValueError("the first one is refused")
+        return GenEnv(env)
+
+    monkeypatch.setattr("genenv.make.GenEnv", refused_once)
+    assert broken("AdaGen/MaskGIT-v0", {"num_steps": 1}) == {
+        "Gymnasium's check_env passes without a warning": "ValueError: the first one is refused"
+    }

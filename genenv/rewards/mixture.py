@@ -14,6 +14,10 @@ from genenv.protocols import Context, ForgetfulReward, Reward, StatefulReward
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
+class TooFewImagesError(ValueError):
+    """A reward compares more images with each other than there are at once."""
+
+
 class Mixture:
     """sum_c weight_c reward_c, each component kept by its name.
 
@@ -45,12 +49,12 @@ class Mixture:
                 raise ValueError(f"the weight of reward {name!r} must be finite, got {weight}{limit}")
 
     def check_number(self, num_images: int) -> None:
-        """Raises a ValueError where so few images at once cannot be judged."""
+        """Raises a TooFewImagesError where so few images at once cannot be judged."""
         needed = {name: getattr(reward, "min_images", 1) for name, reward in self.rewards.items()}
         needed |= {"normalise": 2} if self.normalise else {}
         for name, number in needed.items():
             if num_images < number:
-                raise ValueError(
+                raise TooFewImagesError(
                     f"reward {name!r} compares at least {number} images with each other, got {num_images}: "
                     "use gym.make_vec with more of them"
                 )
