@@ -128,7 +128,12 @@ class Config:
 
 PRESETS = {
     "digits": Config(),
-    "demo": Config(eval_interval=60),
+    "demo": Config(
+        num_iterations=200,
+        action_std=((0, 0.4), (100, 0.2)),
+        learning_rate=((0, 1e-3), (100, 3e-4)),
+        eval_interval=100,
+    ),
     "var": Config(env_id="AdaGen/VAR-v0"),
     "llamagen": Config(env_id="AdaGen/LlamaGen-v0"),
     "dit": Config(env_id="AdaGen/DiT-v0", num_steps=8, num_iterations=80),

@@ -103,7 +103,7 @@ class Config:
     """How psi(T) = T is met: "projection", or "multiplier" as published."""
     num_envs: Annotated[int, AT_LEAST_1] = 256
     """Trajectories for each iteration."""
-    num_iterations: Annotated[int, AT_LEAST_1] = 150
+    num_iterations: Annotated[int, AT_LEAST_1] = 300
     """Updates."""
     hidden_dim: Annotated[int, AT_LEAST_1] = 128
     """Width of policy and critic."""
@@ -114,7 +114,7 @@ class Config:
     """Variance of the policy times |Q| (lambda); with "projection" in units of the present cost over T."""
     smallest_derivative: Annotated[float, ABOVE_ZERO] = 5e-3
     """|Q| is taken to be at least that in the policy's variance (epsilon)."""
-    learning_rate: Annotated[Steps, ABOVE_ZERO] = ((0, 1e-3), (60, 5e-4), (100, 2e-4), (130, 5e-5))
+    learning_rate: Annotated[Steps, ABOVE_ZERO] = ((0, 2e-3), (120, 1e-3), (200, 3e-4), (260, 5e-5))
     """Adam's, for policy and critic: (first iteration, rate) in order."""
     multiplier_rate: Annotated[float, ABOVE_ZERO] = 1e-4
     """Step of gamma, with "multiplier"."""
@@ -127,7 +127,7 @@ class Config:
     """Trajectories of the trained policy that are averaged into the schedule."""
     largest_grid: Annotated[int, AT_LEAST_2] = 100
     """Steps of the finest grid in the schedule."""
-    eval_interval: Annotated[int, AT_LEAST_1] = 75
+    eval_interval: Annotated[int, AT_LEAST_1] = 150
     """Iterations between held-out evaluations."""
     eval_images: Annotated[int, AT_LEAST_1] = 2000
     """Images for each of them."""
