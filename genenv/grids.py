@@ -10,7 +10,7 @@ sigma_max to sigma_min and the 0 behind them, as their papers have it for images
 
 from __future__ import annotations
 
-import itertools
+import collections
 import math
 from collections.abc import Callable
 
@@ -21,6 +21,8 @@ from genenv.solvers import Denoiser, NoisePath, flow_acceleration, noise_levels,
 
 FINE = 200
 """Noise levels at which |Q| is measured along the way of some points."""
+SPAN = 0.25
+"""Share of sigma over which the change of Q is measured."""
 PLACES = 20
 """Levels tried for the last of `heun_form`, in each span between two that were measured."""
 
@@ -144,32 +146,41 @@ def accelerations(
 
     `closed_form` is made of the first, which Euler's errors are in proportion to, and `heun_form` of both.
 
+    The second are differences of Q over a fall of sigma by `SPAN`: steps pass over what trembles more finely.
+
     Args:
         denoiser: D(x; sigma).
         x: (N, ...) at the first level; a few hundred points.
-        levels: (M,), at least two, that fall and stay above 0; fine, for the flow to be followed.
+        levels: (M,) that fall, by `SPAN` at least, and stay above 0; fine, for the flow to be followed.
         difference: of `genenv.solvers.flow_acceleration`.
 
     Raises:
-        ValueError: if there are less than two levels.
+        ValueError: if the levels fall by less.
     """
-    if len(levels) < 2:
-        raise ValueError(f"levels must be at least 2, got {len(levels)}")
-    first, between, grid = [], [], levels.double().to(x.device)
+    grid = levels.double().to(x.device)
+    if not len(grid) or grid[-1] > grid[0] * (1 - SPAN):
+        raise ValueError(f"levels must fall by {SPAN:.0%} at least, got {levels.tolist()}")
     steps = torch.cat([-grid.diff(), grid.new_zeros(1)])  # none from the last level
-    before = None
+    first: list[Tensor] = []
+    second: list[Tensor] = []
+    places: list[int] = []
+    above: collections.deque[tuple[int, Tensor]] = collections.deque()
     with torch.no_grad():
-        for level, step in zip(grid, steps, strict=True):
+        for place, (level, step) in enumerate(zip(grid, steps, strict=True)):
             sigma = level.expand(len(x))
             flow = reverse_flow(denoiser, x, sigma)
             change = flow_acceleration(denoiser, x, sigma, flow, difference)
             first.append(_norm(change))
-            if before is not None:
-                between.append(_norm(change - before[1]) / (before[0] - level))
-            before = level, change
+            above.append((place, change))
+            while len(above) > 1 and grid[above[1][0]] * (1 - SPAN) >= level:
+                above.popleft()
+            start, before = above[0]
+            if grid[start] * (1 - SPAN) >= level:
+                second.append(_norm(change - before) / (grid[start] - level))
+                places.append((start + place) // 2)
             x = x + step.to(x.dtype) * flow
-    second = [between[0], *((a + b) / 2 for a, b in itertools.pairwise(between)), between[-1]]
-    return torch.stack(first), torch.stack(second)
+    nearest = (torch.arange(len(grid))[:, None] - torch.tensor(places)).abs().argmin(1)
+    return torch.stack(first), torch.stack(second)[nearest.to(x.device)]
 
 
 def closed_form(steps: int, levels: Tensor, acceleration: Tensor) -> Tensor:
