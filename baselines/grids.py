@@ -67,7 +67,7 @@ class Config(Task):
     solver: Literal["euler", "heun", "rk4", "dpmpp2m"] = "heun"
     """The rule of a step."""
     nfe: tuple[int, ...] = ()
-    """Numbers of network evaluations, guidance not counted; by default those of 2, 3, 5, 7, 10 and 18 steps."""
+    """Numbers of solver evaluations of an image; by default those of 2, 3, 5, 7, 10 and 18 steps."""
     grids: tuple[str, ...] = ("edm", TUNED, "log_snr", "flow_time", "closed_form")
     """Of `NAMES`."""
     runs: tuple[Path, ...] = ()
@@ -77,7 +77,7 @@ class Config(Task):
     tuning_images: Annotated[int, AT_LEAST_2] = 500
     """Images for each candidate of `edm_tuned`, likewise."""
     pictures: Path | None = None
-    """Folder for metric.png, the metric against network evaluations, and steps.png, where grids put their steps."""
+    """Folder for metric.png, the metric against solver evaluations, and steps.png, where grids put their steps."""
 
     def __post_init__(self):
         super().__post_init__()

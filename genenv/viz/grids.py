@@ -138,7 +138,7 @@ def save_metric(
     series: Mapping[str, Mapping[int, Sequence[float]]],
     learned: str | None = None,
 ) -> None:
-    """Writes a metric over the network evaluations: means over seeds, with Student's 95 % intervals as bars.
+    """Writes a metric over the solver evaluations: means over seeds, with Student's 95 % intervals as bars.
 
     Both axes are logarithmic, unless a mean is not above 0: then the metric's is linear. On a logarithmic axis, bars
     that reach below half of the least mean run out of the picture.
@@ -146,7 +146,7 @@ def save_metric(
     Args:
         path: of the PNG file.
         metric: its key in `genenv.metrics.names.METRICS`, or another name.
-        series: {grid: {network evaluations: values of independent seeds}}, 8 grids at most; one value has no bar.
+        series: {grid: {solver evaluations: values of independent seeds}}, 8 grids at most; one value has no bar.
         learned: the grid that stands out.
 
     Raises:
@@ -160,7 +160,7 @@ def save_metric(
         for evaluations, values in points.items():
             if evaluations < 1 or not len(values) or not np.isfinite(values).all():
                 raise ValueError(
-                    f"{name} must have finite values of {metric} at 1 network evaluation or more, "
+                    f"{name} must have finite values of {metric} at 1 solver evaluation or more, "
                     f"got {list(values)} at {evaluations}"
                 )
     means = {name: {n: float(np.mean(points[n])) for n in sorted(points)} for name, points in series.items()}
@@ -171,7 +171,7 @@ def save_metric(
         figure.set_size_inches(9, 4.4)
         axes.set_title(known.title if known else metric, parse_math=False)
         axes.set_ylabel({-1: "lower is better", 1: "higher is better"}.get(known.better if known else 0, ""))
-        axes.set_xlabel("network evaluations")
+        axes.set_xlabel("solver evaluations")
         _evaluations_axis(axes, sorted({n for points in series.values() for n in points}))
         if least > 0:
             axes.set_yscale("log")

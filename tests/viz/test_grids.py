@@ -409,6 +409,7 @@ def test_a_metric_has_its_title_and_says_which_way_it_gets_better(drawn, metric,
     axes = metric_panel(drawn, SERIES, metric)
     assert axes.get_title("left") == title
     assert axes.get_ylabel() == better
+    assert axes.get_xlabel() == "solver evaluations"
     assert not axes._left_title.get_parse_math()
 
 
@@ -431,7 +432,7 @@ def test_numbers_of_evaluations_are_marked_all_and_named_where_there_is_room(dra
         ({"a": {}}, {}, "a must have values of fid, got none"),
         ({"a": {3: []}}, {}, r"a must have finite values of fid .*, got \[\] at 3"),
         ({"a": {3: [1.0, math.nan]}}, {}, r"got \[1.0, nan\] at 3"),
-        ({"a": {0: [1.0]}}, {}, r"at 1 network evaluation or more, got \[1.0\] at 0"),
+        ({"a": {0: [1.0]}}, {}, r"at 1 solver evaluation or more, got \[1.0\] at 0"),
         ({"a": {3: [1.0]}}, {"learned": "b"}, "learned must be one of a, got 'b'"),
     ],
 )
