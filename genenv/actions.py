@@ -51,9 +51,8 @@ class ScheduleActions:
         if mode == "physical":
             self.field = self.legal
         self._static = handcrafted(self.params).to(device)  # (T, A)
-        self._base = torch.stack([p.bijector.inverse(p.static.double()) for p in self.params], dim=1).to(
-            device
-        )
+        base = [p.bijector.inverse(p.inside.double()) for p in self.params]
+        self._base = torch.stack(base, dim=1).to(device)
         self._span = torch.tensor([p.span for p in self.params], dtype=torch.float64, device=device)
         self._low, self._high = torch.tensor(limits, dtype=torch.float64, device=device).T
 
@@ -86,7 +85,8 @@ class ScheduleActions:
         if self.mode == "physical":
             return physical
         columns = [p.bijector.inverse(physical[:, i]) for i, p in enumerate(self.params)]
-        return (torch.stack(columns, dim=1) - self._base[t]) / self._span
+        moved = (torch.stack(columns, dim=1) - self._base[t]) / self._span
+        return torch.where(physical == self._static[t], 0.0, moved)
 
     def handcrafted(self, number: int, t: int) -> Tensor:
         """Returns the actions (number, A) that leave the hand-crafted schedule as it is at decision t.

@@ -13,15 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MARGIN = 1e-6
+"""How far inside of an end of its range a residual action finds a parameter that stands there, as in AdaGen's code.
+
+In parts of the range, or in units where that is endless.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Bijector:
-    """A monotone map from the real line to a parameter's legal range, and back.
+    """A monotone map from the real line to the inside of a parameter's legal range, and back.
 
     Attributes:
         forward: real line -> (low, high).
         inverse: (low, high) -> real line.
-        low, high: the legal range, in physical units.
+        low, high: the legal range, in physical units; an end that is finite is legal too.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -66,7 +72,8 @@ class ScheduleParam:
     Attributes:
         name: the key under which a sampler receives it.
         bijector: its legal range.
-        static: (T,) float64, the hand-crafted schedule in physical units.
+        static: (T,) float64, the hand-crafted schedule in physical units; may stand at an end of the range, which a
+            unit action then hardly leaves.
         span: how far a unit action moves it, in the bijector's unbounded units.
     """
 
@@ -76,12 +83,20 @@ class ScheduleParam:
     span: float = 1.0
 
     def __post_init__(self):
-        inside = (self.static > self.bijector.low) & (self.static < self.bijector.high)
-        if not bool(inside.all()):
+        low, high = self.bijector.low, self.bijector.high
+        legal = self.static.isfinite() & (self.static >= low) & (self.static <= high)
+        if not bool(legal.all()):
             raise ValueError(
-                f"{self.name}: the static schedule must lie inside ({self.bijector.low}, {self.bijector.high}), "
+                f"{self.name}: the static schedule must be finite and lie in [{low}, {high}], "
                 f"got {self.static.tolist()}"
             )
+
+    @property
+    def inside(self) -> Tensor:
+        """The static schedule (T,) with the ends of the range, where the bijector has no inverse, moved by `MARGIN`."""
+        low, high = self.bijector.low, self.bijector.high
+        margin = MARGIN * (high - low if math.isfinite(high - low) else 1)
+        return self.static + margin * ((self.static == low).double() - (self.static == high).double())
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -99,13 +114,13 @@ def setting(name: str, value: float | None, default: float, bijector: Bijector) 
     """Returns a number that a hand-crafted schedule is made of, its default where the value is None.
 
     Raises:
-        ValueError: if it is not a number strictly inside the parameter's legal range.
+        ValueError: if it is not a finite number in the parameter's legal range.
     """
     value = default if value is None else value
     number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if not number or not bijector.low < value < bijector.high:
+    if not number or not bijector.low <= value <= bijector.high:
         raise ValueError(
-            f"{name} must be a number inside ({bijector.low:g}, {bijector.high:g}), got {value!r}"
+            f"{name} must be a finite number in [{bijector.low:g}, {bijector.high:g}], got {value!r}"
         )
     return float(value)
 

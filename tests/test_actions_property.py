@@ -19,6 +19,9 @@ def params(draw):
         bijector = draw(st.sampled_from([UNIT, POSITIVE]) | st.floats(1, 1e4).map(scaled_unit))
         before = draw(st.lists(st.floats(-6, 6), min_size=horizon, max_size=horizon))
         static = bijector.forward(torch.tensor(before, dtype=torch.float64))
+        ends = [end for end in (bijector.low, bijector.high) if end < float("inf")]
+        for t in draw(st.sets(st.integers(0, horizon - 1))):
+            static[t] = draw(st.sampled_from(ends))
         found.append(ScheduleParam(f"p{i}", bijector, static, span=draw(st.floats(0.1, 4))))
     return tuple(found)
 

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 
 from genenv.schedules import (
     POSITIVE,
@@ -11,15 +12,44 @@ from genenv.schedules import (
     cosine,
     linear_decay,
     linear_rise,
+    scaled_unit,
 )
 
 
 @pytest.mark.parametrize(
-    ("bijector", "value"), [(UNIT, 1.0), (UNIT, -0.1), (POSITIVE, 0.0), (POSITIVE, math.nan)]
+    ("bijector", "value"),
+    [
+        (UNIT, 1.001),
+        (UNIT, -0.1),
+        (POSITIVE, -1e-9),
+        (POSITIVE, math.nan),
+        (POSITIVE, math.inf),
+        (REAL, -math.inf),
+        (scaled_unit(7.0), 7.5),
+    ],
 )
 def test_a_static_schedule_outside_the_legal_range_is_refused(bijector, value):
-    with pytest.raises(ValueError, match="knob: the static schedule must lie inside"):
+    with pytest.raises(ValueError, match=r"knob: the static schedule must be finite and lie in \["):
         ScheduleParam("knob", bijector, constant(value, 3))
+
+
+@pytest.mark.parametrize(
+    ("bijector", "value", "inside"),
+    [
+        (UNIT, 0.0, 1e-6),
+        (UNIT, 1.0, 1 - 1e-6),
+        (UNIT, 1e-9, 1e-9),
+        (POSITIVE, 0.0, 1e-6),
+        (POSITIVE, 3.0, 3.0),
+        (REAL, 0.0, 0.0),
+        (scaled_unit(4096.0), 0.0, 4096e-6),
+        (scaled_unit(4096.0), 4096.0, 4096 * (1 - 1e-6)),
+    ],
+)
+def test_residual_actions_find_a_schedule_at_an_end_of_its_range_a_millionth_inside(bijector, value, inside):
+    param = ScheduleParam("knob", bijector, torch.tensor([value, 0.25], dtype=torch.float64))
+    assert param.inside.tolist() == pytest.approx([inside, 0.25], rel=1e-12)
+    assert bijector.inverse(param.inside).isfinite().all()
 
 
 def test_limits_of_physical_actions_hold_the_static_schedule():

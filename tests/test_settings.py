@@ -11,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 import genenv  # noqa: F401
 from genenv.check import check
 from genenv.envs import diffusion, flow, maskgit, raster_ar, var
+from genenv.rollout import run_episode, schedule_actions, static_actor
 from genenv.schedules import POSITIVE, setting
 from genenv.vector_env import unwrapped
 
@@ -27,6 +28,24 @@ SETTINGS = {
     "AdaGen/DiT-v0": {"guidance_weight": 0.3, "grid": "edm"},
     "AdaGen/SiT-v0": {"guidance_weight": 4.0, "grid": [60, 8.5, 3, 2, 1, 0.5, 0.1, 0.02, 0]},
 }
+
+
+ENDS = {
+    "AdaGen/MaskGIT-v0": [{"guidance_weight": 0, "mask_temperature": 0}, {"token_temperature": 0.0}],
+    "AdaGen/VAR-v0": [
+        {"guidance_weight": 0, "top_p": 1.0, "top_k": 128},
+        {"top_k": 0, "top_p": 0, "token_temperature": 0},
+        {"top_k": 0, "top_p": 1, "top_k_rule": "released"},
+    ],
+    "AdaGen/LlamaGen-v0": [
+        {"guidance_weight": 0.0, "top_k": 0, "top_p": 1.0},
+        {"top_k": 256, "top_p": 0, "token_temperature": 0},
+    ],
+    "AdaGen/DiT-v0": [{"guidance_weight": 0}],
+    "AdaGen/SiT-v0": [{"guidance_weight": 0.0, "solver": "heun"}],
+}
+"""Settings at the ends of their ranges."""
+AT_AN_END = [(env_id, settings) for env_id in ENDS for settings in ENDS[env_id]]
 
 
 def schedules(env_id, **kwargs):
@@ -77,6 +96,54 @@ def test_every_promise_is_kept_with_other_settings(env_id, settings):
     ] == []
 
 
+@pytest.mark.parametrize(("env_id", "settings"), AT_AN_END)
+@pytest.mark.parametrize("mode", ["residual", "physical"])
+def test_a_setting_at_an_end_of_its_range_is_played_exactly(env_id, settings, mode):
+    env = gym.make_vec(env_id, num_envs=2, reward="none", action_mode=mode, **settings)
+    actions = schedule_actions(env)
+    for t in range(actions.horizon):
+        played = actions(actions.handcrafted(2, t), t)
+        for name in settings.keys() & played.keys():
+            value = (
+                128
+                if (env_id, name, settings[name]) == ("AdaGen/LlamaGen-v0", "top_k", 0)
+                else settings[name]
+            )
+            assert played[name].tolist() == [expected(env_id, name, value, actions.horizon)[t]] * 2
+    moved = actions(torch.full((2, len(actions.params)), 0.5), t)
+    assert all(value.isfinite().all() for value in moved.values())
+
+
+@pytest.mark.parametrize(("env_id", "settings"), AT_AN_END)
+def test_every_promise_is_kept_at_the_ends_of_the_ranges(env_id, settings):
+    found = check(env_id, **SHORT[env_id] | settings)
+    assert [(promise, what) for promise, what in found if what is not None] == []
+
+
+def images(env_id, settings):
+    env = gym.make_vec(env_id, num_envs=16, reward="none", **settings)
+    return run_episode(env, static_actor(env), seed=5).images
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings", "same", "other"),
+    [
+        ("AdaGen/LlamaGen-v0", {"top_k": 0, "top_p": 1.0}, {"top_k": 256, "top_p": 1}, {"top_k": 1}),
+        ("AdaGen/VAR-v0", {"top_k": 0}, {"top_k": 1, "top_p": 1}, {"top_k": 128}),
+        (
+            "AdaGen/VAR-v0",
+            {"top_k": 0, "top_p": 1, "top_k_rule": "released"},
+            {"top_k": 128, "top_p": 1.0},
+            {"top_k": 1, "top_p": 1},
+        ),
+    ],
+)
+def test_filters_at_an_end_keep_all_tokens_or_one(env_id, settings, same, other):
+    found = images(env_id, settings)
+    assert torch.equal(found, images(env_id, same))
+    assert not torch.equal(found, images(env_id, other))
+
+
 @pytest.mark.parametrize(("env_id", "settings"), SETTINGS.items())
 def test_settings_survive_json(env_id, settings):
     spec = gym.make(env_id, reward="none", **settings).spec
@@ -91,23 +158,23 @@ def test_settings_survive_json(env_id, settings):
 @pytest.mark.parametrize(
     ("env_id", "settings", "message"),
     [
-        ("AdaGen/MaskGIT-v0", {"mask_temperature": 0}, r"mask_temperature .* inside \(0, inf\), got 0"),
+        ("AdaGen/MaskGIT-v0", {"mask_temperature": -0.1}, r"mask_temperature .* in \[0, inf\], got -0.1"),
         ("AdaGen/MaskGIT-v0", {"token_temperature": -1.0}, r"token_temperature .* got -1.0"),
         ("AdaGen/MaskGIT-v0", {"guidance_weight": math.inf}, "guidance_weight .* got inf"),
         ("AdaGen/DiT-v0", {"guidance_weight": math.nan}, "guidance_weight .* got nan"),
-        ("AdaGen/SiT-v0", {"guidance_weight": 0.0}, "guidance_weight .* got 0.0"),
+        ("AdaGen/SiT-v0", {"guidance_weight": -1e-9}, "guidance_weight .* got -1e-09"),
         ("AdaGen/SiT-v0", {"guidance_weight": "1"}, "guidance_weight must be a number, .* got '1'"),
-        ("AdaGen/VAR-v0", {"top_p": 1.0}, r"top_p must be a number inside \(0, 1\), got 1.0"),
+        ("AdaGen/VAR-v0", {"top_p": 1.5}, r"top_p must be a finite number in \[0, 1\], got 1.5"),
         ("AdaGen/VAR-v0", {"top_p": True}, "top_p must be a number, .* got True"),
-        ("AdaGen/VAR-v0", {"top_k": 128}, r"top_k must be a number inside \(0, 128\), got 128"),
+        ("AdaGen/VAR-v0", {"top_k": 129}, r"top_k must be a finite number in \[0, 128\], got 129"),
         (
             "AdaGen/VAR-v0",
             {"top_k_rule": "strict"},
             "top_k_rule must be one of monotone, released, got 'strict'",
         ),
         ("AdaGen/VAR-v0", {"top_k_rule": None}, "top_k_rule must be 'monotone' or 'released', got None"),
-        ("AdaGen/LlamaGen-v0", {"top_k": 0}, r"top_k must be a number inside \(0, 256\), got 0"),
-        ("AdaGen/LlamaGen-v0", {"token_temperature": 0}, "token_temperature .* got 0"),
+        ("AdaGen/LlamaGen-v0", {"top_k": 257}, r"top_k must be a finite number in \[0, 256\], got 257"),
+        ("AdaGen/LlamaGen-v0", {"token_temperature": -1}, "token_temperature .* got -1"),
     ],
 )
 def test_a_setting_outside_its_range_is_refused_by_name(env_id, settings, message):
@@ -117,7 +184,7 @@ def test_a_setting_outside_its_range_is_refused_by_name(env_id, settings, messag
 
 @pytest.mark.parametrize("value", ["1", True, [1.0], float("-inf")])
 def test_a_setting_must_be_a_number(value):
-    with pytest.raises(ValueError, match="x must be a number"):
+    with pytest.raises(ValueError, match="x must be a finite number"):
         setting("x", value, 1.0, POSITIVE)
 
 

@@ -223,7 +223,7 @@ def schedule(
     guidance rising linearly from 0 to `guidance_weight`; each setting is 1 by default.
 
     Raises:
-        ValueError: if a setting is not a positive, finite number.
+        ValueError: if a setting is not a finite number of at least 0.
     """
     guidance_weight = setting("guidance_weight", guidance_weight, 1.0, POSITIVE)
     mask_temperature = setting("mask_temperature", mask_temperature, 1.0, POSITIVE)

@@ -268,7 +268,7 @@ def evenly_spaced(
     """Returns AdaGen's parameters with times evenly spaced from `first` to `last` and constant guidance.
 
     Raises:
-        ValueError: if the guidance weight is not a positive, finite number.
+        ValueError: if the guidance weight is not a finite number of at least 0.
     """
     guidance_weight = setting("guidance_weight", guidance_weight, default, POSITIVE)
     times = torch.linspace(first, last, horizon, dtype=torch.float64)

@@ -231,15 +231,15 @@ def schedule(
     """Returns the parameters with LlamaGen's constant schedule: temperature 1, guidance scale 2, all but no filter.
 
     Or with what is given instead. The guidance weight is LlamaGen's scale less 1. Top-k reaches from 0 to 2V and stands
-    at V, where it keeps all. Top-p cannot stand at 1, the end of its range; 0.999 is close and leaves a unit action
-    some effect.
+    at V, where it keeps all; so it does for the setting 0, which is no filter in LlamaGen's code, while an action that
+    makes it 0 keeps one token. Top-p stands at 0.999, since a unit action has no effect on 1.
 
     Raises:
-        ValueError: if a setting is not a number inside its range.
+        ValueError: if a setting is not a finite number in its range.
     """
     up_to_twice_all = scaled_unit(2.0 * codebook_size)
     guidance_weight = setting("guidance_weight", guidance_weight, 1.0, POSITIVE)
-    top_k = setting("top_k", top_k, codebook_size, up_to_twice_all)
+    top_k = setting("top_k", top_k, codebook_size, up_to_twice_all) or codebook_size
     top_p = setting("top_p", top_p, 0.999, UNIT)
     token_temperature = setting("token_temperature", token_temperature, 1.0, POSITIVE)
     return (

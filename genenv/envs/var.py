@@ -260,10 +260,11 @@ def schedule(
     """Returns AdaGen's parameters with VAR's hand-crafted schedule, all of them constant.
 
     Guidance 1.5, to which the sampler lets it grow linearly; 900 of every 4096 tokens, probability 0.96, token
-    temperature 1; or what is given instead, top-k in (0, V) and top-p in (0, 1).
+    temperature 1; or what is given instead, top-k in [0, V] and top-p in [0, 1]. A top-k of 0 keeps one token, unless
+    the sampler has the released rule: there, and in the released configurations, it is no filter.
 
     Raises:
-        ValueError: if a setting is not a number inside its range.
+        ValueError: if a setting is not a finite number in its range.
     """
     count = scaled_unit(float(vocab_size))
     guidance_weight = setting("guidance_weight", guidance_weight, 1.5, POSITIVE)

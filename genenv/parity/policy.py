@@ -60,15 +60,10 @@ def schedule(settings: Mapping[str, Any]) -> tuple[ScheduleParam, ...]:
         temperatures = settings["temp_init"], settings["manual_samp_temp_init"]
         params = maskgit.schedule(steps, guidance, *temperatures)
     else:
-        top_k, top_p = _inside(settings["topk"], VOCAB_SIZE), _inside(settings["topp"], 1)
-        params = var.schedule(steps, VOCAB_SIZE, guidance, top_k, top_p, settings["manual_samp_temp_init"])
+        filters = min(settings["topk"], VOCAB_SIZE), settings["topp"]
+        params = var.schedule(steps, VOCAB_SIZE, guidance, *filters, settings["manual_samp_temp_init"])
     named = {param.name: param for param in params}
     return tuple(named[NAMES[key]] for key in settings["action_keys"])
-
-
-def _inside(value: float, high: float) -> float:
-    """Returns a value as the reference's inverse sigmoid takes it: a millionth of the range off either end."""
-    return high * min(max(value / high, 1e-6), 1 - 1e-6)
 
 
 def _slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
@@ -83,7 +78,16 @@ def _rounding(param: ScheduleParam) -> Tensor:
     steep that this is far more than the rounding of the value.
     """
     value = 4 * torch.finfo(torch.float32).eps * param.static.max().clamp(min=1)
-    return value * _slope(param.bijector.inverse, param.static)
+    return value * _slope(param.bijector.inverse, param.inside)
+
+
+def _action_rounding(param: ScheduleParam, ours: Tensor, t: int) -> Tensor:
+    """Returns how far the reference's actions may be off our own (N,) at decision t.
+
+    Where the hand-crafted schedule stands at an end of the range, our action of 0 does too, and theirs is inside of it.
+    """
+    moved = (param.inside - param.static)[t].abs()
+    return _rounding(param)[t] / _slope(param.bijector.inverse, ours) + moved
 
 
 def check_policy(fixture: Fixture) -> Iterator[Result]:
@@ -114,7 +118,7 @@ def check_actions(prefix: str, settings: Mapping[str, Any], io: Mapping[str, Ten
     """The hand-crafted tables of a configuration, and what becomes of given outputs of a network."""
     params, decay = schedule(settings), settings["action_smooth"]
     for param, key in zip(params, settings["action_keys"], strict=True):
-        base, rounding = param.bijector.inverse(param.static), _rounding(param)
+        base, rounding = param.bijector.inverse(param.inside), _rounding(param)
         table = torch.cat([base[:1], (base[1:] - decay * base[:-1]) / (1 - decay)])
         rounding = torch.cat([rounding[:1], (rounding[1:] + decay * rounding[:-1]) / (1 - decay)])
         yield close(f"{prefix}table of {key}", table, io[f"heuristic.{key}"], rounding=rounding)
@@ -124,7 +128,7 @@ def check_actions(prefix: str, settings: Mapping[str, Any], io: Mapping[str, Ten
     decoded = [env.step(row / spans)[4] for row in raw]
     for param, key in zip(params, settings["action_keys"], strict=True):
         ours = torch.stack([info[f"schedule/{param.name}"] for info in decoded])
-        rounding = _rounding(param)[:, None] / _slope(param.bijector.inverse, ours)
+        rounding = torch.stack([_action_rounding(param, row, t) for t, row in enumerate(ours)])
         yield close(f"{prefix}action {key}", ours, io[f"post.{key}"], rounding=rounding)
 
 
@@ -227,7 +231,7 @@ def _drive(replay: Replay, fixture: Fixture, policy: PolicyBackbone) -> Iterator
         observation, *_, info = env.step(raw / spans)
         for param, key in zip(replay.params, settings["action_keys"], strict=True):
             ours = info[f"schedule/{param.name}"]
-            rounding = _rounding(param)[t] / _slope(param.bijector.inverse, ours)
+            rounding = _action_rounding(param, ours, t)
             yield close(f"{key}, decision {t}", ours, rollout[f"action.{key}"][t], 1e-3, rounding)
 
 
