@@ -37,10 +37,6 @@ DIFFERENCE = 0.01
 """Step of a finite difference, over the noise level."""
 SMALLEST_NORM = 1e-6
 """|Q| that its logarithm is taken of, at least."""
-SIGMAS = {"digits": (20.0, 0.02)}
-"""Tier -> the noise levels that it starts from and that its networks are asked about at the least."""
-USUAL_SIGMAS = (80.0, 0.002)
-"""Those of other tiers (Karras et al. 2022, tab. 1)."""
 
 Denoiser = Callable[[Tensor, Tensor, Context], Tensor]
 """D(x; sigma): (x (N, ...), sigma (N,) float64, contexts (N,)) -> the data (N, ...) expected behind x."""
@@ -366,9 +362,8 @@ def make_sampler(
         needs_features: they are known anyway.
         compile: run the network through torch.compile.
         network: "sit" or "dit" of a backbone that has both, by default the first.
-        sigma_max: the first noise level T; by default 20 for the digits, 80 for other images, less if the network
-            does not know it.
-        sigma_min: the network is asked about no level below; by default 0.02 and 0.002, or the least that it knows.
+        sigma_max: the first noise level T; by default the tier's, less if the network does not know it.
+        sigma_min: the network is asked about no level below; by default the tier's, or the least that it knows.
         guidance_weight: w of c + w (c - u), constant; 0, the default, for none.
         budget: "projection" or "multiplier".
         derivative: "jvp" or "finite-difference".
@@ -380,7 +375,7 @@ def make_sampler(
     if not 0 <= weight < math.inf:
         raise ValueError(f"guidance_weight must be finite and at least 0, got {guidance_weight}")
     tier, steps = tier_of(backbone), 8 if num_steps is None else num_steps
-    highest, lowest = SIGMAS.get(tier.name, USUAL_SIGMAS)
+    highest, lowest = tier.sigmas
     if "unet" in tier.folder_parts:
         if network is not None or weight:
             name = "network" if network is not None else "guidance_weight"

@@ -117,6 +117,8 @@ class Tier:
         folder: of the backbone that is called like the tier.
         released: {backbone: {part: key of `genenv.releases.RELEASES`}}.
         licence: of the weights in the folder.
+        sigmas: the noise level that a clock starts from, and the least that its network is asked about; by default
+            EDM's (Karras et al. 2022, tab. 1).
         prompt: the text of a class, such as "a photo of a {}".
         real_images: gives the real images and their labels.
         judges: {protocol: (backbone, device) -> extractor}, the first being the usual one: see
@@ -137,6 +139,7 @@ class Tier:
     folder: Path | None = None
     released: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     licence: str = "unknown"
+    sigmas: tuple[float, float] = (80.0, 0.002)
     prompt: str | None = None
     real_images: Callable[[], Labelled] | None = None
     judges: Mapping[str, Callable[[str, torch.device], Extractor]] = dataclasses.field(default_factory=dict)

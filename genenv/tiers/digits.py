@@ -47,6 +47,7 @@ DIGITS = Tier(
     folder_parts=("clip", "hpsv2"),
     folder=Path(str(files("genenv") / "assets" / "digits")),
     licence="MIT; trained on the UCI handwritten digits, CC BY 4.0",
+    sigmas=(20.0, 0.02),
     prompt="a handwritten {}",
     real_images=digits,
     judges={"digits": ClassifierExtractor},

@@ -5,11 +5,13 @@ import gymnasium as gym
 import pytest
 import torch
 
+from genenv import tiers
 from genenv.envs.clock import ClockSampler, Noise, ProbabilityFlow
 from genenv.envs.ode import pixels
 from genenv.rng import BatchRng
 from genenv.rollout import run_episode, static_actor
 from genenv.solvers import per_image
+from genenv.tiers import Tier
 from genenv.vector_env import unwrapped
 from genenv.wrappers.vector import RunningCost
 
@@ -220,6 +222,17 @@ def test_sb3_learns_a_cheaper_clock():
         )
     )
     assert learned < 0.95 * cost(lambda seen: torch.zeros(512, 1))
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [({}, (20.0, 0.02)), ({"sigmas": (7.0, 0.5)}, (7.0, 0.5)), ({"sigmas": Tier.sigmas}, (80.0, 0.002))],
+)
+def test_a_clock_has_the_noise_levels_of_its_tier(told, expected, monkeypatch):
+    known = tiers.tiers()
+    monkeypatch.setattr(tiers, "_TIERS", known | {"digits": dataclasses.replace(known["digits"], **told)})
+    flow = unwrapped(make(CLOCK)).sampler.flow
+    assert (flow.sigma_max, flow.sigma_min) == expected
 
 
 @dataclasses.dataclass(frozen=True)
