@@ -20,9 +20,8 @@ from agents.console import CONSOLE, cell
 from agents.runs import read_config
 from genenv.console import exit_status
 from genenv.evaluation import Evaluator, first_seed
+from genenv.metrics.names import SUMMARY
 from genenv.ranges import AT_LEAST_1, check
-
-METRICS = ("fid", "precision", "recall", "density", "coverage", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +47,10 @@ def main(arguments: Arguments) -> None:
     config = read_config(Config, run, trust)
     policies = {value: load_policy(run, value, trust_modules=trust) for value in arguments.fidelity}
     evaluator = Evaluator(config.env_id, config.env_kwargs, arguments.num_images)
-    table = Table("lambda", *METRICS, title=escape(f"fidelity of {run}"))
+    table = Table("lambda", *SUMMARY, title=escape(f"fidelity of {run}"))
     for fidelity, policy in policies.items():
         metrics = evaluator(policy, first_seed(config.seed, arguments.num_images)).metrics
-        table.add_row(f"{fidelity:g}", *(cell(metrics, name) for name in METRICS))
+        table.add_row(f"{fidelity:g}", *(cell(metrics, name) for name in SUMMARY))
     CONSOLE.print(table)
 
 

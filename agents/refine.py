@@ -23,13 +23,12 @@ from agents.console import CONSOLE, cell
 from genenv.console import exit_status
 from genenv.evaluation import first_seed
 from genenv.metrics.judge import Judge
+from genenv.metrics.names import SUMMARY
 from genenv.protocols import Context, ForgetfulReward, Reward
 from genenv.ranges import AT_LEAST_1, check
 from genenv.rng import BatchRng, Stream
 from genenv.states import choose
 from genenv.vector_env import unwrapped
-
-METRICS = ("fid", "precision", "recall", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +163,7 @@ def main(arguments: Arguments) -> None:
     judge = Judge(config.backbone)
     first = first_seed(config.seed, arguments.num_images)
     table = Table(title=escape(f"refinement of {arguments.run}, {arguments.num_images:,} held-out images"))
-    for column in ("sampling", *METRICS, "network evaluations an image"):
+    for column in ("sampling", *SUMMARY, "network evaluations an image"):
         table.add_column(column, justify="left" if column == "sampling" else "right")
     repeats = arguments.repeats
     candidates = arguments.candidates if unwrapped(env).sampler.stochastic else 1
@@ -173,7 +172,7 @@ def main(arguments: Arguments) -> None:
         parts = [refine(env, networks, r, k, first + start, Stream.HELD_OUT) for start in starts]
         images, context = torch.cat([p.images for p in parts]), torch.cat([p.context for p in parts])
         metrics = judge.measure(images[: arguments.num_images], context[: arguments.num_images])
-        values = [cell(metrics, name) for name in METRICS]
+        values = [cell(metrics, name) for name in SUMMARY]
         table.add_row(f"{r} x, {k} candidates", *values, f"{parts[0].nfe:.0f}")
     CONSOLE.print(table)
 

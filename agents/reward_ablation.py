@@ -26,12 +26,12 @@ from genenv.checkpoints import torch_device
 from genenv.console import exit_status
 from genenv.evaluation import Evaluation, Evaluator, first_seed
 from genenv.metrics.intervals import interval
+from genenv.metrics.names import SUMMARY
 from genenv.ranges import AT_LEAST_1, check
 from genenv.rewards.clip import make_hpsv2
 from genenv.rollout import static_actor
 from genenv.viz.plots import save_samples
 
-METRICS = ("fid", "recall", "coverage", "accuracy")
 HANDCRAFTED = "hand-crafted"
 
 
@@ -70,7 +70,7 @@ def main(arguments: Arguments) -> None:
 
     def add(name: str, evaluation: Evaluation) -> list[str]:
         score = scorer(evaluation.episode.images, evaluation.episode.context).mean().item()
-        row = {metric: evaluation.metrics.get(metric, math.nan) for metric in METRICS} | {"hpsv2": score}
+        row = {metric: evaluation.metrics.get(metric, math.nan) for metric in SUMMARY} | {"hpsv2": score}
         for metric, value in row.items():
             values.setdefault(name, {}).setdefault(metric, []).append(value)
         samples.setdefault(name, evaluation.episode.images[:40])
@@ -88,7 +88,7 @@ def main(arguments: Arguments) -> None:
                 first_seed(config.seed, arguments.num_images),
             ),
         )
-    table = Table("reward", *METRICS, "hpsv2", "seeds", box=SIMPLE)
+    table = Table("reward", *SUMMARY, "hpsv2", "seeds", box=SIMPLE)
     for name, columns in values.items():
         cells = [interval(column) for column in columns.values()]
         table.add_row(name, *cells, str(len(columns["fid"])))

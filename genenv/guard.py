@@ -10,15 +10,13 @@ from torch import Tensor
 
 from genenv.evaluation import Evaluation
 from genenv.metrics.intervals import student
-from genenv.metrics.names import METRICS
+from genenv.metrics.names import METRICS, SHARES
 from genenv.rewards.mixture import Mixture
 
 SHOWN = {"fid": "held-out FID", "recall": "recall", "accuracy": "label accuracy"}
 """Metric, and what the sentence calls it."""
 FALLEN = {"fid": "FID rose", "recall": "recall fell"}
 """Metric, and what to say where it got worse."""
-SHARES = ("precision", "recall", "coverage", "accuracy")
-"""Metrics that are shares of images."""
 BLOCK, BLOCKS = 64, 20
 """Rewards are compared by the means of blocks of so many consecutive images; of at least so many blocks."""
 

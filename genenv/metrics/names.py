@@ -36,3 +36,7 @@ METRICS: dict[str, Metric] = {
 
 SUMMARY = ("fid", "precision", "recall", "coverage", "accuracy")
 """Those of a short table: quality, fidelity and diversity, and whether the label is met."""
+CARD = ("fid", "kid", "precision", "recall", "density", "coverage", "accuracy")
+"""Those of a model card: all that compare images with the real ones, and accuracy."""
+SHARES = ("precision", "recall", "coverage", "accuracy")
+"""Those that are shares of images."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from genenv.checkpoints import write_text
 from genenv.evaluation import Evaluator, first_seed
 from genenv.metrics.judge import Judge
+from genenv.metrics.names import CARD
 from genenv.rewards import make_reward
 from genenv.rewards.clip import PromptScore
 from genenv.rollout import schedule_actions, schedule_actor
@@ -24,7 +25,6 @@ from genenv.zoo.training import Labelled, random_schedules
 
 EVALUATION_SEEDS = 3
 NUM_IMAGES = 2000
-METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +112,15 @@ def card(folder: Path, contents: Contents, seconds: Mapping[str, int]) -> str:
                 title = generator.name if num_steps is None else f"{generator.name}, {num_steps} steps"
                 title += ", guidance off" if off else ", hand-crafted"
                 rows.append((title, _generated(folder, generator.env_id, num_steps, off)))
-    table = "\n".join(f"| {name} | " + " | ".join(_cell(r, m) for m in METRICS) + " |" for name, r in rows)
+    table = "\n".join(f"| {name} | " + " | ".join(_cell(r, m) for m in CARD) + " |" for name, r in rows)
     halves = judge.halves()
     return contents.text.format(
         files="\n".join(files),
         halves=statistics.mean(halves),
         spread=statistics.stdev(halves),
         table=table,
-        header=" | ".join(METRICS),
-        rule="|".join(["---:"] * len(METRICS)),
+        header=" | ".join(CARD),
+        rule="|".join(["---:"] * len(CARD)),
         times=", ".join(f"{part} {value} s" for part, value in seconds.items()),
         seeds=EVALUATION_SEEDS,
     )
