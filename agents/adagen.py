@@ -35,6 +35,7 @@ from genenv.ranges import (
     check,
     value_at,
 )
+from genenv.registration import DEFAULT_ID
 from genenv.rewards.adversarial import AdversarialReward
 from genenv.rewards.classifier import make as make_classifier_reward
 from genenv.rewards.mixture import as_mixture
@@ -51,7 +52,7 @@ class Config:
     agent: ClassVar[str] = "adagen"
     resumable: ClassVar[tuple[str, ...]] = (*runs.RESUMABLE, "chunk_size")
 
-    env_id: str = "AdaGen/MaskGIT-v0"
+    env_id: str = DEFAULT_ID
     """Registered environment."""
     backbone: str = "digits"
     """Weights of the generator."""

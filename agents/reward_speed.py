@@ -19,6 +19,7 @@ from agents.adagen import Config, Trainer
 from agents.console import CONSOLE
 from genenv.console import exit_status
 from genenv.ranges import AT_LEAST_1, check
+from genenv.registration import DEFAULT_ID
 from genenv.rollout import run_episode, static_actor
 
 
@@ -26,7 +27,7 @@ from genenv.rollout import run_episode, static_actor
 class Arguments:
     """What to measure."""
 
-    env_id: str = "AdaGen/MaskGIT-v0"
+    env_id: str = DEFAULT_ID
     """Registered environment."""
     rewards: tuple[str, ...] = ("adversarial", "classifier", "clip", "hpsv2", "fid", "loo_fid")
     """Names as for `agents.adagen --reward`."""

@@ -27,6 +27,7 @@ from genenv.metrics.names import SUMMARY
 from genenv.progress import counting, progress
 from genenv.protocols import Actor
 from genenv.ranges import AT_LEAST_1, check
+from genenv.registration import DEFAULT_ID
 from genenv.rng import Stream
 from genenv.rollout import run_episode, schedule_actions, schedule_actor
 from genenv.schedules import ScheduleParam
@@ -46,7 +47,7 @@ JSON_OBJECT = tyro.constructors.PrimitiveConstructorSpec(
 class Task:
     """What a baseline is measured on; each baseline's Config adds its own fields."""
 
-    env_id: str = "AdaGen/MaskGIT-v0"
+    env_id: str = DEFAULT_ID
     """Environment id, or "my_module:My/Env-v0" for one that my_module registers."""
     env_kwargs: Annotated[dict[str, Any], JSON_OBJECT] = dataclasses.field(default_factory=dict)
     """Keyword arguments of the environment, such as '{"num_steps": 8}'."""

@@ -18,14 +18,13 @@ import gymnasium as gym
 
 import genenv
 from genenv.console import exit_status
+from genenv.registration import DEFAULT_ID
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
     from genenv.evaluation import Evaluation, Evaluator
     from genenv.protocols import Actor
-
-DEFAULT_ID = "AdaGen/MaskGIT-v0"
 
 
 class CommandError(ValueError):

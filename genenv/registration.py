@@ -10,6 +10,8 @@ import gymnasium as gym
 
 ENTRY_POINT = "genenv.make:single"
 VECTOR_ENTRY_POINT = "genenv.make:vector"
+DEFAULT_ID = "AdaGen/MaskGIT-v0"
+"""Where commands, agents and baselines are told none."""
 
 PARADIGMS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdaGen/MaskGIT-v0": ("genenv.envs.maskgit", {"num_steps": 4}),
