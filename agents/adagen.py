@@ -22,7 +22,7 @@ from agents.loop import Parts, Stateful, check_finite, learn
 from agents.losses import gaussian_log_prob, ppo_policy_loss
 from agents.policy import OBSERVE, Networks, PolicyActor, make_network, make_reward, training_env
 from genenv.distributed import sum_over_ranks
-from genenv.evaluation import Evaluator, first_seed
+from genenv.evaluation import Evaluator
 from genenv.protocols import Decision, Observation
 from genenv.ranges import (
     ABOVE_ZERO,
@@ -343,14 +343,15 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
     if processes.is_first():
         say(trainer.needs())
     evaluator = Evaluator(config.env_id, config.env_kwargs, config.eval_images)
-    first = first_seed(config.seed, config.eval_images)
-    evaluate = functools.partial(evaluator, seed=first, intervals=True)
+    evaluate = functools.partial(evaluator.repetition, seed=config.seed, intervals=True)
     with runs.open_run(config, out, trainer, resume) as run:
-        handcrafted = run.evaluated_once(lambda: evaluate(static_actor(evaluator.env)))
+        handcrafted = run.evaluated_once(
+            lambda: evaluate(static_actor(evaluator.env), what="the hand-crafted schedule")
+        )
         learned = learn(
             trainer,
             run,
-            lambda: evaluate(torch.no_grad()(trainer.act)),
+            lambda: evaluate(torch.no_grad()(trainer.act), what="the policy"),
             config.num_iterations,
             config.eval_interval,
             config.checkpoint_interval,

@@ -36,7 +36,7 @@ from agents.loop import Parts, Stateful, check_finite, learn
 from agents.losses import gaussian_log_prob, traced
 from agents.policy import PolicyActor, load_run, training_env
 from genenv.envs.clock import SMALLEST_NORM, ClockSampler, as_clock
-from genenv.evaluation import Evaluator, first_seed
+from genenv.evaluation import Evaluator
 from genenv.export import SCHEDULE, read_schedule, schedule_text, write_schedule
 from genenv.grids import named, resampled
 from genenv.protocols import Decision, Observation
@@ -603,14 +603,14 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
         runs.check_free(out)
     trainer = Trainer(config)
     evaluator = Evaluator(config.env_id, _of_a_grid(config), config.eval_images)
-    evaluate = functools.partial(evaluator, seed=first_seed(config.seed, config.eval_images), intervals=True)
+    evaluate = functools.partial(evaluator.repetition, seed=config.seed, intervals=True)
     uniform = torch.ones(config.num_steps, 1, dtype=torch.float64)
     with runs.open_run(config, out, trainer, resume) as run:
-        handcrafted = run.evaluated_once(lambda: evaluate(schedule_actor(uniform)))
+        handcrafted = run.evaluated_once(lambda: evaluate(schedule_actor(uniform), what="the uniform clock"))
         learn(
             trainer,
             run,
-            lambda: evaluate(schedule_actor(trainer.model.speeds[:, None])),
+            lambda: evaluate(schedule_actor(trainer.model.speeds[:, None]), what="the policy"),
             config.num_iterations,
             config.eval_interval,
             config.checkpoint_interval,
@@ -625,7 +625,7 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
             evaluator.env,
             trainer.model.cost,
             handcrafted,
-            evaluate(schedule_actor(speeds[:, None])),
+            evaluate(schedule_actor(speeds[:, None]), what="the distilled clock"),
             floor=evaluator.judge.floor(),
             images=trainer.images,
             seconds=trainer.seconds,

@@ -16,10 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.adagen import Config, load_policy
-from agents.console import CONSOLE, cell
+from agents.console import Rows, cell, print_table
 from agents.runs import read_config
 from genenv.console import exit_status
-from genenv.evaluation import Evaluator, first_seed
+from genenv.evaluation import Evaluator
 from genenv.metrics.names import SUMMARY
 from genenv.ranges import AT_LEAST_1, check
 
@@ -34,6 +34,8 @@ class Arguments:
     """Values of lambda: 0 is the first policy, 1 the second."""
     num_images: Annotated[int, AT_LEAST_1] = 2000
     """Held-out images for each of them."""
+    out: Path | None = None
+    """JSON file for the rows; each is saved as soon as it is known."""
     trust_modules: bool = False
     """Let the run's configuration name Python modules, whose code then runs."""
 
@@ -43,15 +45,17 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Prints the held-out metrics of each blend, on the same seeds."""
-    run, trust = arguments.run, arguments.trust_modules
+    run, trust, rows = arguments.run, arguments.trust_modules, Rows(arguments.out)
     config = read_config(Config, run, trust)
     policies = {value: load_policy(run, value, trust_modules=trust) for value in arguments.fidelity}
     evaluator = Evaluator(config.env_id, config.env_kwargs, arguments.num_images)
     table = Table("lambda", *SUMMARY, title=escape(f"fidelity of {run}"))
     for fidelity, policy in policies.items():
-        metrics = evaluator(policy, first_seed(config.seed, arguments.num_images)).metrics
+        name = f"lambda {fidelity:g}"
+        metrics = evaluator.repetition(policy, config.seed, name).metrics
+        rows.add(name, metrics)
         table.add_row(f"{fidelity:g}", *(cell(metrics, name) for name in SUMMARY))
-    CONSOLE.print(table)
+    print_table(table)
 
 
 if __name__ == "__main__":

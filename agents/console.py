@@ -1,10 +1,17 @@
-"""What the agents print: text as it is, whatever brackets a path holds."""
+"""What the agents tell: text as it is, whatever brackets a path holds, and rows of tables as soon as they are known."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
+
+from genenv.checkpoints import write_text
+from genenv.metrics.names import in_a_line
 
 CONSOLE = Console()
 
@@ -14,6 +21,37 @@ def say(text: str) -> None:
     CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def print_table(table: Table) -> None:
+    """Prints a table of many columns."""
+    CONSOLE.width = max(CONSOLE.width, 130)  # a cell that is wrapped cannot be read
+    CONSOLE.print(table)
+
+
 def cell(metrics: Mapping[str, float], name: str, form: str = ".3f") -> str:
     """Returns a metric as text, "-" where the judge does not have it (Inception knows no labels)."""
     return f"{metrics[name]:{form}}" if name in metrics else "-"
+
+
+class Rows:
+    """Rows of a table, each told on the standard error, and saved, as soon as it is known.
+
+    Args:
+        out: JSON file for {name: metrics} of them; None for none.
+
+    Raises:
+        ValueError: if that is a folder.
+    """
+
+    def __init__(self, out: Path | None = None):
+        self._out, self._rows = out, dict[str, dict[str, float]]()
+        if out is not None:
+            if out.is_dir():
+                raise ValueError(f"out must be a file, got the folder {out}")
+            out.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, metrics: Mapping[str, float]) -> None:
+        """Tells and saves a row."""
+        self._rows[name] = dict(metrics)
+        print(f"{name}: {in_a_line(metrics)}", file=sys.stderr, flush=True)
+        if self._out is not None:
+            write_text(self._out, json.dumps(self._rows, indent=2) + "\n")

@@ -19,11 +19,12 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.adagen import Networks, load_networks
-from agents.console import CONSOLE, cell
+from agents.console import Rows, cell, print_table
 from genenv.console import exit_status
 from genenv.evaluation import first_seed
 from genenv.metrics.judge import Judge
 from genenv.metrics.names import SUMMARY
+from genenv.progress import progress
 from genenv.protocols import Context, ForgetfulReward, Reward
 from genenv.ranges import AT_LEAST_1, check
 from genenv.rng import BatchRng, Stream
@@ -143,6 +144,8 @@ class Arguments:
     """Held-out images for each row."""
     batch_size: Annotated[int, AT_LEAST_1] = 250
     """Images at once."""
+    out: Path | None = None
+    """JSON file for the rows; each is saved as soon as it is known."""
     trust_modules: bool = False
     """Let the run's configuration name Python modules, whose code then runs."""
 
@@ -152,6 +155,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Prints the held-out metrics of plain sampling, of each refinement that the environment allows, and of both."""
+    rows = Rows(arguments.out)
     networks = load_networks(arguments.run, trust_modules=arguments.trust_modules)
     config = networks.config
     comparing = [name for name, reward in networks.reward.rewards.items() if not _judges_alone(reward)]
@@ -168,13 +172,17 @@ def main(arguments: Arguments) -> None:
     repeats = arguments.repeats
     candidates = arguments.candidates if unwrapped(env).sampler.stochastic else 1
     for r, k in dict.fromkeys(((1, 1), (repeats, 1), (1, candidates), (repeats, candidates))):
-        starts = range(0, arguments.num_images, arguments.batch_size)
-        parts = [refine(env, networks, r, k, first + start, Stream.HELD_OUT) for start in starts]
+        name, parts, total = f"{r} x, {k} candidates", list[Refined](), arguments.num_images
+        with progress(f"held-out images of {name}") as report:
+            for start in range(0, total, arguments.batch_size):
+                parts.append(refine(env, networks, r, k, first + start, Stream.HELD_OUT))
+                report(min(start + arguments.batch_size, total), total)
         images, context = torch.cat([p.images for p in parts]), torch.cat([p.context for p in parts])
-        metrics = judge.measure(images[: arguments.num_images], context[: arguments.num_images])
+        metrics = judge.measure(images[:total], context[:total])
+        rows.add(name, metrics | {"nfe": parts[0].nfe})
         values = [cell(metrics, name) for name in SUMMARY]
-        table.add_row(f"{r} x, {k} candidates", *values, f"{parts[0].nfe:.0f}")
-    CONSOLE.print(table)
+        table.add_row(name, *values, f"{parts[0].nfe:.0f}")
+    print_table(table)
 
 
 def _judges_alone(reward: Reward) -> bool:

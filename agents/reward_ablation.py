@@ -20,13 +20,14 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.adagen import Config, load_policy
-from agents.console import CONSOLE
+from agents.console import Rows, print_table
 from agents.runs import read_config, reward_spec
 from genenv.checkpoints import torch_device
 from genenv.console import exit_status
-from genenv.evaluation import Evaluation, Evaluator, first_seed
+from genenv.evaluation import Evaluator
 from genenv.metrics.intervals import interval
 from genenv.metrics.names import SUMMARY
+from genenv.protocols import Actor
 from genenv.ranges import AT_LEAST_1, check
 from genenv.rewards.clip import make_hpsv2
 from genenv.rollout import static_actor
@@ -67,10 +68,14 @@ def main(arguments: Arguments) -> None:
     scorer = make_hpsv2(first.backbone, str(torch_device(first.device)))
     values: dict[str, dict[str, list[float]]] = {}
     samples: dict[str, Tensor] = {}
+    rows = Rows()
 
-    def add(name: str, evaluation: Evaluation) -> list[str]:
+    def add(name: str, actor: Actor, seed: int) -> list[str]:
+        what = f"{name}, seed {seed}"
+        evaluation = evaluator.repetition(actor, seed, what)
         score = scorer(evaluation.episode.images, evaluation.episode.context).mean().item()
         row = {metric: evaluation.metrics.get(metric, math.nan) for metric in SUMMARY} | {"hpsv2": score}
+        rows.add(what, row)
         for metric, value in row.items():
             values.setdefault(name, {}).setdefault(metric, []).append(value)
         samples.setdefault(name, evaluation.episode.images[:40])
@@ -78,22 +83,15 @@ def main(arguments: Arguments) -> None:
 
     labels = []
     for seed in sorted({config.seed for config in configs.values()}):
-        start = first_seed(seed, arguments.num_images)
-        labels = add(HANDCRAFTED, evaluator(static_actor(evaluator.env), start))
+        labels = add(HANDCRAFTED, static_actor(evaluator.env), seed)
     for run, config in configs.items():
-        add(
-            _title(config.reward),
-            evaluator(
-                load_policy(run, device=first.device, trust_modules=trust),
-                first_seed(config.seed, arguments.num_images),
-            ),
-        )
+        policy = load_policy(run, device=first.device, trust_modules=trust)
+        add(_title(config.reward), policy, config.seed)
     table = Table("reward", *SUMMARY, "hpsv2", "seeds", box=SIMPLE)
     for name, columns in values.items():
         cells = [interval(column) for column in columns.values()]
         table.add_row(name, *cells, str(len(columns["fid"])))
-    CONSOLE.width = max(CONSOLE.width, 130)  # a cell that is wrapped cannot be read
-    CONSOLE.print(table)
+    print_table(table)
     if arguments.out is not None:
         save_samples(arguments.out, samples, labels)
 

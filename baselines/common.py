@@ -21,10 +21,9 @@ from torch import Tensor
 from genenv.checkpoints import write_text
 from genenv.cli import json_object, known_id
 from genenv.console import exit_status
-from genenv.evaluation import Evaluator, first_seed
+from genenv.evaluation import Evaluator
 from genenv.metrics.intervals import interval
-from genenv.metrics.names import SUMMARY
-from genenv.progress import counting, progress
+from genenv.metrics.names import SUMMARY, in_a_line
 from genenv.protocols import Actor
 from genenv.ranges import AT_LEAST_1, check
 from genenv.registration import DEFAULT_ID
@@ -127,9 +126,7 @@ class Bench:
     ) -> Result:
         """Returns the result of an actor found with `images` images; `table` (T, A) is its exact static schedule."""
         method = method if self.task.name is None else f"{method}, {self.task.name}"
-        total = self.task.num_images
-        with progress(f"held-out images of {method}, seed {seed}") as report:
-            evaluation = self.evaluator(actor, first_seed(seed, total), progress=counting(report, total))
+        evaluation = self.evaluator.repetition(actor, seed, f"{method}, seed {seed}")
         if table is None:
             schedule = {name: value.mean(1).tolist() for name, value in evaluation.episode.schedule.items()}
         else:
@@ -140,7 +137,7 @@ class Bench:
             env_kwargs={"backbone": self.evaluator.backbone} | self.env_kwargs,
             seed=seed,
             decisions=unwrapped(self.evaluator.env).sampler.horizon,
-            num_images=total,
+            num_images=self.task.num_images,
             protocol=evaluation.protocol,
             metrics=evaluation.metrics,
             images=images,
@@ -267,6 +264,4 @@ def table_of(results: Sequence[Result]) -> Table:
 
 
 def _in_a_line(result: Result) -> str:
-    names = [name for name in SUMMARY if name in result.metrics] or list(result.metrics)
-    values = ", ".join(f"{name} {result.metrics[name]:.3f}" for name in names)
-    return f"{result.method}, seed {result.seed}: {values}"
+    return f"{result.method}, seed {result.seed}: {in_a_line(result.metrics)}"

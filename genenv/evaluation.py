@@ -16,6 +16,7 @@ from genenv.checkpoints import torch_device
 from genenv.metrics.cost import flops_per_image
 from genenv.metrics.intervals import Interval, student
 from genenv.metrics.judge import Judge, Measurement, check_number
+from genenv.progress import counting, progress
 from genenv.protocols import Actor
 from genenv.registration import defaults
 from genenv.rng import MAX_SEED, BatchRng, Stream
@@ -184,6 +185,19 @@ class Evaluator:
             images_per_second=self.num_images / seconds,
             class_accuracy=measurement.class_accuracy(),
         )
+
+    def repetition(self, actor: Actor, seed: int, what: str, *, intervals: bool = False) -> Evaluation:
+        """Returns the evaluation on the held-out images of a repetition, showing how far it has come.
+
+        Args:
+            actor: maps observations to actions (N, ...).
+            seed: of the repetition; see `first_seed`.
+            what: is evaluated.
+            intervals: see a call.
+        """
+        total = self.num_images
+        with progress(f"held-out images of {what}") as report:
+            return self(actor, first_seed(seed, total), intervals=intervals, progress=counting(report, total))
 
     def flops(self, evaluation: Evaluation) -> float:
         """Returns the floating point operations an image, of the generator alone: see `genenv.metrics.cost`."""

@@ -7,7 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_SHOWN: list[Progress] = []
+"""The bars on the terminal, where there are any: a job inside another has a line there, since two would overwrite
+each other."""
 
 
 class Report(Protocol):
@@ -38,8 +45,9 @@ def counting(report: Report, total: int) -> Callable[[int], None]:
 def progress(what: str, seconds: float = 10.0) -> Iterator[Report]:
     """Yields what shows on the standard error how far a job has come.
 
-    On a terminal that is a bar, which vanishes with the context. In a log file, or without rich, it is a line such as
-    "search 0: 12 of 40, FID 1.23", one every so many seconds, so that a short job stays silent.
+    On a terminal that is a bar, which vanishes with the context, below that of the job around it. In a log file, or
+    without rich, it is a line such as "search 0: 12 of 40, FID 1.23", one every so many seconds, so that a short job
+    stays silent.
 
     Args:
         what: the job.
@@ -48,8 +56,26 @@ def progress(what: str, seconds: float = 10.0) -> Iterator[Report]:
     if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
         yield _lines(what, seconds)
         return
-    from rich.console import Console
     from rich.markup import escape
+
+    with _bars() as bars:
+        job = bars.add_task(escape(what), total=None)
+
+        def report(done: int, total: int, note: str = "") -> None:
+            bars.update(job, completed=done, total=total, description=escape(f"{what}  {note}".strip()))
+
+        try:
+            yield report
+        finally:
+            bars.remove_task(job)
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    if _SHOWN:
+        yield _SHOWN[0]
+        return
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -66,13 +92,12 @@ def progress(what: str, seconds: float = 10.0) -> Iterator[Report]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task(escape(what), total=None)
-
-        def report(done: int, total: int, note: str = "") -> None:
-            bar.update(job, completed=done, total=total, description=escape(f"{what}  {note}".strip()))
-
-        yield report
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        _SHOWN.append(bars)
+        try:
+            yield bars
+        finally:
+            _SHOWN.clear()
 
 
 def _lines(what: str, seconds: float) -> Report:

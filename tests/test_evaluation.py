@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -74,6 +75,17 @@ def test_progress_and_intervals_are_told_where_they_are_asked_for(evaluator, eva
     assert batches == [40, 40, 20]
     assert told.metrics == evaluation.metrics
     assert set(told.intervals) == {"fid", "inception_score", "accuracy"}
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_repetition_shows_how_far_it_has_come(evaluator, monkeypatch, capsys, seed):
+    monkeypatch.setattr("genenv.progress.time.monotonic", itertools.count(0, 20).__next__)
+    found = evaluator.repetition(static_actor(evaluator.env), seed, "a policy", intervals=seed > 0)
+    assert capsys.readouterr().err.splitlines() == [
+        f"held-out images of a policy: {done} of 100" for done in (40, 80, 100)
+    ]
+    assert found.seeds == (first_seed(seed, 100), first_seed(seed, 100) + 99)
+    assert bool(found.intervals) == (seed > 0)
 
 
 def test_an_evaluation_can_be_repeated(evaluator, evaluation):

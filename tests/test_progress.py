@@ -42,6 +42,28 @@ def test_a_terminal_gets_a_bar_that_takes_any_text(capsys, monkeypatch):
     assert shown == [{"completed": 3, "total": 4, "description": r"runs/a\[/b]  [1] of 2"}]
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_job_inside_another_has_a_line_below_it_while_it_lasts(capsys, monkeypatch, depth):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+
+    def nested(left):
+        with progress(f"job {left}") as report:
+            report(left, 9)
+            if left:
+                nested(left - 1)
+            [bars] = module._SHOWN
+            assert [task.description for task in bars.tasks] == [
+                f"job {n}" for n in range(depth, left - 1, -1)
+            ]
+
+    for _ in range(2):
+        nested(depth)
+        assert module._SHOWN == []
+    with pytest.raises(KeyboardInterrupt), progress("outer"), progress("inner"):
+        raise KeyboardInterrupt
+    assert module._SHOWN == []
+
+
 def test_without_rich_a_terminal_gets_lines(capsys, monkeypatch, clock):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +41,9 @@ CARD = ("fid", "kid", "precision", "recall", "density", "coverage", "accuracy")
 """Those of a model card: all that compare images with the real ones, and accuracy."""
 SHARES = ("precision", "recall", "coverage", "accuracy")
 """Those that are shares of images."""
+
+
+def in_a_line(metrics: Mapping[str, float]) -> str:
+    """Returns the metrics of a row as text, "fid 0.858, recall 0.740": those of a short table, or all without these."""
+    names = [name for name in SUMMARY if name in metrics] or list(metrics)
+    return ", ".join(f"{name} {metrics[name]:.3f}" for name in names)

@@ -22,6 +22,8 @@ from agents.blend import Arguments as Blend
 from agents.blend import main as blend
 from agents.config import command
 from agents.loop import Diverged
+from agents.reward_ablation import Arguments as Ablation
+from agents.reward_ablation import main as ablate
 from agents.runs import load_checkpoint, read_config, save_checkpoint
 from genenv.checkpoints import CheckpointError
 from genenv.evaluation import Evaluator, first_seed
@@ -309,8 +311,22 @@ def test_a_second_policy_is_blended_with_the_first(finished, tmp_path, capsys, u
     torch.testing.assert_close(diverse, load_policy(finished.out)(observation))
     torch.testing.assert_close(half, (diverse + faithful) / 2)
     assert not torch.allclose(diverse, faithful)
-    blend(Blend(result.out, fidelity=(0.0, 1.0), num_images=80))
-    assert "fidelity[/b]" in "".join(capsys.readouterr().out.split())
+    capsys.readouterr()
+    blend(Blend(result.out, fidelity=(0.0, 1.0), num_images=80, out=tmp_path / "rows.json"))
+    shown = capsys.readouterr()
+    assert "fidelity[/b]" in "".join(shown.out.split())
+    assert [line.partition(": fid ")[0] for line in shown.err.splitlines()] == ["lambda 0", "lambda 1"]
+    assert list(json.loads((tmp_path / "rows.json").read_text())) == ["lambda 0", "lambda 1"]
+
+
+def test_each_row_of_a_reward_ablation_is_told(finished, tmp_path, capsys):
+    ablate(Ablation((finished.out,), num_images=80, out=tmp_path / "samples.png"))
+    shown = capsys.readouterr()
+    assert [line.partition(": fid ")[0] for line in shown.err.splitlines()] == [
+        f"{name}, seed {TINY.seed}" for name in ("hand-crafted", TINY.reward)
+    ]
+    assert TINY.reward in shown.out
+    assert (tmp_path / "samples.png").is_file()
 
 
 def test_lambda_is_the_images_own_and_no_exploration_noise(finished):

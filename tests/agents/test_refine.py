@@ -1,6 +1,7 @@
 """Refinement of a trained policy's images."""
 
 import dataclasses
+import json
 
 import gymnasium as gym
 import pytest
@@ -86,6 +87,23 @@ def test_numbers_below_one_and_deterministic_transitions_are_refused():
         refine(env, trained, repeats=1, candidates=2, seed=5)
     with pytest.raises(ValueError, match="batch_size must be finite and at least 1, got 0"):
         Arguments(run=None, batch_size=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("candidates", "rows"), [(1, 2), (2, 4)])
+def test_each_refinement_is_told_and_saved(tmp_path, capsys, candidates, rows):
+    config = dataclasses.replace(CONFIG, reward="classifier", num_steps=2)
+    (tmp_path / "config.json").write_text(as_json(config))
+    save_checkpoint(Trainer(config).state_dict(), tmp_path / "checkpoint.pt")
+    out = tmp_path / "rows.json"
+    refine_run(Arguments(tmp_path, repeats=2, candidates=candidates, num_images=80, batch_size=50, out=out))
+    shown, saved = capsys.readouterr(), json.loads(out.read_text())
+    assert (
+        list(saved)
+        == ["1 x, 1 candidates", "2 x, 1 candidates", "1 x, 2 candidates", "2 x, 2 candidates"][:rows]
+    )
+    assert [line.partition(": fid ")[0] for line in shown.err.splitlines()] == list(saved)
+    assert saved["2 x, 1 candidates"]["nfe"] == 2 * saved["1 x, 1 candidates"]["nfe"]
+    assert all(name in shown.out for name in saved)
 
 
 def test_refinement_is_refused_with_a_reward_that_compares_images(tmp_path):
