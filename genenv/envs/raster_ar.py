@@ -64,7 +64,7 @@ class RasterSampler:
 
     Args:
         read: (tokens (R, M), condition (R, ...) or None, start, cache, rows) -> logits (R, V), features (R, D) of the
-            last entry; see `LlamaGenTransformer.read`.
+            last entry; see `RasterTransformer.read`.
         new_cache: number of rows -> an empty cache.
         detokenise: tokens (N, h, w) -> images (N, C, H, W) in [0, 1].
         params: token_temperature, top_k, top_p, guidance_weight.

@@ -6,13 +6,12 @@ generator and the ImageNet ones.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genenv.models.kv_cache import KVCache
+from genenv.models.raster import RasterTransformer, causal_mask, initialise, remember_in
 from genenv.models.transformer import Remember, merge_heads, split_heads
 
 
@@ -52,7 +51,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(embed_dim, embed_dim, bias=False)
 
     def forward(self, x: Tensor, table: Tensor, mask: Tensor | None, remember: Remember | None) -> Tensor:
-        """Returns (R, M, D) of x (R, M, D); see `LlamaGenTransformer.read`."""
+        """Returns (R, M, D) of x (R, M, D); see `RasterTransformer.read`."""
         q, k, v = split_heads(self.wqkv(x), self.num_heads)
         q, k = _turn(q, table), _turn(k, table)
         if remember is not None:
@@ -88,15 +87,13 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, table: Tensor, mask: Tensor | None, remember: Remember | None) -> Tensor:
-        """Returns (R, M, D) of x (R, M, D); see `LlamaGenTransformer.read`."""
+        """Returns (R, M, D) of x (R, M, D); see `RasterTransformer.read`."""
         x = x + self.dropout(self.attention(self.attention_norm(x), table, mask, remember))
         return x + self.dropout(self.feed_forward(self.ffn_norm(x)))
 
 
-class LlamaGenTransformer(nn.Module):
-    """Predicts each token of a grid from its class and the tokens before it.
-
-    The sequence is the class token followed by the image tokens in raster order; its entry j predicts token j.
+class LlamaGenTransformer(RasterTransformer):
+    """A Llama whose class token has a table of its own.
 
     Args:
         grid_size: side of the square token grid; L = grid_size ** 2.
@@ -120,97 +117,44 @@ class LlamaGenTransformer(nn.Module):
         num_classes: int = 1000,
         dropout: float = 0.0,
     ):
-        super().__init__()
-        self.grid_size, self.codebook_size = grid_size, codebook_size
-        self.num_classes, self.embed_dim, self.num_heads = num_classes, embed_dim, num_heads
+        super().__init__(grid_size, codebook_size, embed_dim, depth, num_heads, num_classes)
         self.cls_embedding = nn.ModuleDict({"embedding_table": nn.Embedding(num_classes + 1, embed_dim)})
         self.tok_embeddings = nn.Embedding(codebook_size, embed_dim)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Block(embed_dim, num_heads, multiple_of, dropout) for _ in range(depth))
         self.norm = nn.RMSNorm(embed_dim, eps=1e-5)
         self.output = nn.Linear(embed_dim, codebook_size, bias=False)
-        self.apply(_initialise)
+        self.apply(initialise)
         self.register_load_state_dict_pre_hook(_forget_rotary_table)
 
-    def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns logits (N, 1 + M, V) and features (N, 1 + M, D) of one causal pass.
-
-        Args:
-            tokens: (N, M) int64, the first M tokens.
-            labels: (N,) int64; `num_classes` for the unconditional prediction.
-        """
-        features = self._features(self._embed(tokens, labels), 0)
-        return self.output(features), features
-
-    def log_prob(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Returns the log-probability (N, L) of each token given those before it (teacher forcing), with gradients.
-
-        Args:
-            tokens: (N, L) int64 in raster order.
-            labels: (N,) int64; `num_classes` for the unconditional one.
-        """
-        logits, _ = self(tokens[:, :-1], labels)
-        return logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-
-    def read(
-        self, tokens: Tensor, labels: Tensor | None, start: int, cache: KVCache, rows: slice
-    ) -> tuple[Tensor, Tensor]:
-        """Returns logits (R, V) and features (R, D) of the last of the entries read, from position `start` on.
-
-        Args:
-            tokens: (R, M) int64, the image tokens among the entries.
-            labels: (R,) int64, the class token that opens the sequence, where `start` is 0; else None.
-            start: how many entries the cache holds.
-            cache: of the earlier entries; takes up these.
-            rows: the cache's rows, R of them.
-        """
-        features = self._features(self._embed(tokens, labels), start, cache, rows)[:, -1]
-        return self.output(features), features
-
-    def new_cache(self, num_rows: int) -> KVCache:
-        """Returns an empty cache for sequences without their last token, which predicts nothing."""
-        weight = self.output.weight
-        return KVCache(
-            len(self.layers),
-            num_rows,
-            self.num_heads,
-            self.grid_size**2,
-            self.embed_dim // self.num_heads,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-
-    def _embed(self, tokens: Tensor, labels: Tensor | None) -> Tensor:
-        """Returns the entries' embeddings (R, M, D), the class token first where there is a label."""
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        labels: Tensor | None,
+        start: int = 0,
+        cache: KVCache | None = None,
+        rows: slice = slice(None),
+    ) -> Tensor:
+        """Returns the last hidden states (R, M, D) of the M entries read; see `RasterTransformer.read`."""
         x = self.tok_embeddings(tokens)
         if labels is not None:
             x = torch.cat([self.cls_embedding["embedding_table"](labels)[:, None], x], dim=1)
-        return self.dropout(x)
-
-    def _features(
-        self, x: Tensor, start: int, cache: KVCache | None = None, rows: slice = slice(None)
-    ) -> Tensor:
-        """Returns the last hidden states (R, M, D) of entries x (R, M, D) from position `start` on."""
-        length = x.shape[1]
-        positions = torch.arange(start, start + length, device=x.device)
+        x = self.dropout(x)
+        positions = torch.arange(start, start + x.shape[1], device=x.device)
         table = rotary_table(positions, self.grid_size, self.embed_dim // self.num_heads)
-        mask = None  # a single new entry sees all
-        if length > 1:
-            mask = torch.ones(length, start + length, dtype=torch.bool, device=x.device).tril(start)
+        mask = causal_mask(start, x.shape[1], x.device)
         for i, layer in enumerate(self.layers):
-            remember = None if cache is None else functools.partial(cache.write, i, rows, start)
-            x = layer(x, table, mask, remember)
+            x = layer(x, table, mask, remember_in(cache, i, rows, start))
         return self.norm(x)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Returns the logits (..., V) of hidden states (..., D)."""
+        return self.output(features)
 
 
 def _forget_rotary_table(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
     """Drops the table that some released files carry, which is no parameter."""
     state_dict.pop(f"{prefix}freqs_cis", None)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
 
 
 RELEASED = {
