@@ -5,7 +5,7 @@ and no states between the decisions. Where the released loop spends more network
 
 - MaskGIT (AdaGen): guidance takes two calls, and the class's is made once more after the last decision.
 - DiT and SiT (AdaGen): guidance takes two calls.
-- VAR (AdaGen) and LlamaGen: guidance takes one call, on both halves as one batch.
+- VAR (AdaGen), LlamaGen and VQGAN: guidance takes one call, on both halves as one batch.
 
 With `separate=True` every paradigm's loop is as simple as can be: two calls wherever there is guidance, and one more
 pair of them after the last decision, where the next step would begin.
@@ -111,7 +111,10 @@ def _var(sampler: VARSampler, context: Context, rng: BatchRng, separate: bool) -
 
 
 def _raster(sampler: RasterSampler, context: Context, rng: BatchRng, separate: bool) -> Tensor:
-    groups = _condition_groups(sampler.condition, context, separate)
+    if sampler.has_guidance:
+        groups = _condition_groups(sampler.condition, context, separate)
+    else:
+        groups = [sampler.condition.given(context)]
     caches = [sampler.new_cache(len(condition)) for condition in groups]
     tokens, newest = [], context.new_zeros(len(context), 0)
 
@@ -131,12 +134,13 @@ def _raster(sampler: RasterSampler, context: Context, rng: BatchRng, separate: b
         )
 
     for t, params in enumerate(hand_crafted_params(sampler.params, context)):
-        weight, temperature = (
-            params[name].float()[:, None] for name in ("guidance_weight", "token_temperature")
-        )
         for uniform in rng.at(t).uniform(sampler.tokens_per_decision).unbind(1):
-            conditional, unconditional = predict(len(tokens)).chunk(2)
-            logits = (conditional + weight * (conditional - unconditional)) / temperature
+            logits = predict(len(tokens))
+            if sampler.has_guidance:
+                conditional, unconditional = logits.chunk(2)
+                weight = params["guidance_weight"].float()[:, None]
+                logits = conditional + weight * (conditional - unconditional)
+            logits = logits / params["token_temperature"].float()[:, None]
             logits = keep_top_p(keep_top_k(logits, params["top_k"]), params["top_p"])
             newest = categorical(logits, uniform)[:, None]
             tokens.append(newest)

@@ -1,8 +1,12 @@
-"""LlamaGen: tokens in raster order, one after the other (Sun et al. 2024), with a schedule over the rows."""
+"""Tokens in raster order, one after the other, with a schedule over the rows: LlamaGen (Sun et al. 2024).
+
+Networks of other papers that generate alike take the same sampler; see `sampler_of`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,9 +18,10 @@ from genenv.conditions import Condition, Labels, both
 from genenv.fields import Field, feature_field, shown_features
 from genenv.filters import keep_top_k, keep_top_p
 from genenv.models.kv_cache import KVCache
+from genenv.models.raster import RasterTransformer
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical
-from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, scaled_unit, setting
+from genenv.schedules import POSITIVE, UNIT, Bijector, ScheduleParam, constant, scaled_unit, setting
 from genenv.tiers import load_part
 
 PARTS = ("llamagen", "vq")
@@ -41,7 +46,7 @@ class RasterState:
         known: number of tokens decided.
         calls: (N,) int64, network evaluations spent on each image, guidance counted.
         features: (N, K, D), the hidden states that predicted the first K tokens; empty where nobody wants them.
-        cache: rows [0, N) conditional, [N, 2N) unconditional; shared with earlier states.
+        cache: rows [0, N) conditional, [N, 2N) unconditional where there is guidance; shared with earlier states.
         unconditional_length: entries that the unconditional half of the cache holds, at most 1 + known.
         prediction: of the next token; None until it is needed.
     """
@@ -67,7 +72,7 @@ class RasterSampler:
             last entry; see `RasterTransformer.read`.
         new_cache: number of rows -> an empty cache.
         detokenise: tokens (N, h, w) -> images (N, C, H, W) in [0, 1].
-        params: token_temperature, top_k, top_p, guidance_weight.
+        params: token_temperature, top_k, top_p and guidance_weight; without the latter there is no unconditional half.
         grid_size: side of the grid; L = grid_size ** 2.
         codebook_size: number of tokens V.
         condition: what the network is given for a context, and for none.
@@ -100,6 +105,7 @@ class RasterSampler:
         self.tokens_per_decision = self.length // self.horizon
         self.codebook_size, self.condition = codebook_size, condition
         self.image_shape, self.needs_features = image_shape, needs_features
+        self.has_guidance = any(param.name == "guidance_weight" for param in self.params)
         self.fields = {
             "tokens": Field((grid_size, grid_size), torch.int64, 0, codebook_size),
             "features": feature_field(self.length, feature_dim),
@@ -123,11 +129,11 @@ class RasterSampler:
             known=0,
             calls=torch.zeros_like(context),
             features=torch.zeros(n, 0, dim, device=context.device),
-            cache=self.new_cache(2 * n),
+            cache=self.new_cache(n * (1 + self.has_guidance)),
             unconditional_length=0,
             prediction=None,
         )
-        return self._predict(state, guided=True) if self.needs_features else state
+        return self._predict(state, self.has_guidance) if self.needs_features else state
 
     def observe(self, state: RasterState, names: Sequence[str]) -> Observation:
         """Returns tokens (N, h, w), V where open, and features (N, L, D), 0 where no prediction was made yet."""
@@ -146,7 +152,7 @@ class RasterSampler:
 
     def decide(self, state: RasterState, params: Schedule, uniform: Tensor) -> RasterState:
         """Takes one decision with given randomness: uniform (N, M) for the M tokens of the decision."""
-        guided = bool((params["guidance_weight"] != 0).any())
+        guided = self.has_guidance and bool((params["guidance_weight"] != 0).any())
         for place in range(self.tokens_per_decision):
             if state.prediction is None:
                 state = self._predict(state, guided)
@@ -156,7 +162,7 @@ class RasterSampler:
             tokens[:, state.known] = categorical(logits, uniform[:, place])
             state = dataclasses.replace(state, tokens=tokens, known=state.known + 1, prediction=None)
         if self.needs_features and state.known < self.length:
-            state = self._predict(state, guided=True)
+            state = self._predict(state, self.has_guidance)
         return state
 
     def guided(self, prediction: Prediction, params: Schedule) -> Tensor:
@@ -220,34 +226,57 @@ class RasterSampler:
         return self.read(tokens, condition, start, state.cache, rows)
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The constants of a hand-crafted schedule; None leaves the choice to the published ones."""
+
+    guidance_weight: float | None = None
+    top_k: float | None = None
+    top_p: float | None = None
+    token_temperature: float | None = None
+
+
+LLAMAGEN = Settings(guidance_weight=1.0, top_k=math.inf, top_p=0.999, token_temperature=1.0)
+"""LlamaGen's: its guidance scale of 2 less 1, all tokens. Top-p cannot stand at 1, the end of its range; 0.999 is close
+and leaves a unit action some effect."""
+
+
 def schedule(
     num_steps: int,
     codebook_size: int,
-    guidance_weight: float | None = None,
-    top_k: float | None = None,
-    top_p: float | None = None,
-    token_temperature: float | None = None,
+    given: Settings = Settings(),
+    published: Settings = LLAMAGEN,
+    has_guidance: bool = True,
 ) -> tuple[ScheduleParam, ...]:
-    """Returns the parameters with LlamaGen's constant schedule: temperature 1, guidance scale 2, all but no filter.
+    """Returns the parameters with a constant schedule, guidance_weight among them where the network has a null class.
 
-    Or with what is given instead. The guidance weight is LlamaGen's scale less 1. Top-k reaches from 0 to 2V and stands
-    at V, where it keeps all; so it does for the setting 0, which is no filter in LlamaGen's code, while an action that
-    makes it 0 keeps one token. Top-p stands at 0.999, since a unit action has no effect on 1.
+    Top-k reaches from 0 to 2V; a published one of more than V stands at V, where it keeps all. So does the setting 0,
+    which is no filter in the released code, while an action that makes it 0 keeps one token.
 
     Raises:
-        ValueError: if a setting is not a finite number in its range.
+        ValueError: if a setting is not a finite number in its range, or a guidance weight is given where there is none.
     """
     up_to_twice_all = scaled_unit(2.0 * codebook_size)
-    guidance_weight = setting("guidance_weight", guidance_weight, 1.0, POSITIVE)
-    top_k = setting("top_k", top_k, codebook_size, up_to_twice_all) or codebook_size
-    top_p = setting("top_p", top_p, 0.999, UNIT)
-    token_temperature = setting("token_temperature", token_temperature, 1.0, POSITIVE)
-    return (
-        ScheduleParam("token_temperature", POSITIVE, constant(token_temperature, num_steps), span=1.0),
-        ScheduleParam("top_k", up_to_twice_all, constant(top_k, num_steps), span=4.0),
-        ScheduleParam("top_p", UNIT, constant(top_p, num_steps), span=4.0),
-        ScheduleParam("guidance_weight", POSITIVE, constant(guidance_weight, num_steps), span=2.0),
+    assert published.top_k is not None
+    usual = dataclasses.replace(published, top_k=min(published.top_k, codebook_size))
+
+    def param(name: str, bijector: Bijector, span: float, at_0: float = 0.0) -> ScheduleParam:
+        value = setting(name, getattr(given, name), getattr(usual, name), bijector) or at_0
+        return ScheduleParam(name, bijector, constant(value, num_steps), span)
+
+    params = (
+        param("token_temperature", POSITIVE, 1.0),
+        param("top_k", up_to_twice_all, 4.0, at_0=codebook_size),
+        param("top_p", UNIT, 4.0),
     )
+    if has_guidance:
+        return (*params, param("guidance_weight", POSITIVE, 2.0))
+    if given.guidance_weight not in (None, 0):
+        raise ValueError(
+            "guidance_weight must be 0 or None for a network that was trained without a null class, "
+            f"got {given.guidance_weight!r}"
+        )
+    return params
 
 
 def num_decisions(grid_size: int, num_steps: int | None, tokens_per_decision: int | None) -> int:
@@ -281,8 +310,36 @@ def make_sampler(
     top_p: float | None = None,
     token_temperature: float | None = None,
 ) -> RasterSampler:
-    """Returns the raster sampler of a named backbone; for the last four settings see `schedule`."""
-    transformer = load_part("llamagen", backbone).to(device, dtype)
+    """Returns LlamaGen's sampler of a named backbone; for the last four settings see `schedule`."""
+    given = Settings(guidance_weight, top_k, top_p, token_temperature)
+    return sampler_of(
+        "llamagen",
+        backbone,
+        num_steps,
+        device,
+        dtype,
+        needs_features,
+        compile,
+        tokens_per_decision,
+        given,
+        LLAMAGEN,
+    )
+
+
+def sampler_of(
+    part: str,
+    backbone: str,
+    num_steps: int | None,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    needs_features: bool,
+    compile: bool,
+    tokens_per_decision: int | None,
+    given: Settings,
+    published: Settings,
+) -> RasterSampler:
+    """Returns the sampler of a backbone's transformer, named by `part`, and its tokenizer; see `schedule`."""
+    transformer: RasterTransformer = load_part(part, backbone).to(device, dtype)
     tokenizer = load_part("vq", backbone).to(device)
     grid_size, codebook_size = transformer.grid_size, transformer.codebook_size
     horizon = num_decisions(grid_size, num_steps, tokens_per_decision)
@@ -291,7 +348,7 @@ def make_sampler(
         torch.compile(transformer.read) if compile else transformer.read,
         transformer.new_cache,
         tokenizer.decode,
-        schedule(horizon, codebook_size, guidance_weight, top_k, top_p, token_temperature),
+        schedule(horizon, codebook_size, given, published, transformer.null_class),
         grid_size=grid_size,
         codebook_size=codebook_size,
         condition=Labels(transformer.num_classes),

@@ -1,10 +1,13 @@
+import dataclasses
+
 import pytest
 import torch
 
 from genenv.actions import ScheduleActions
+from genenv.closed_loop import closed_loop as plain_loop
 from genenv.conditions import Labels
 from genenv.envs import raster_ar
-from genenv.envs.raster_ar import RasterSampler, make_sampler, num_decisions, schedule
+from genenv.envs.raster_ar import LLAMAGEN, RasterSampler, Settings, make_sampler, num_decisions, schedule
 from genenv.models.digits_vq import DigitsVQ
 from genenv.models.llamagen import LlamaGenTransformer
 from genenv.rng import BatchRng
@@ -22,7 +25,7 @@ def small_transformer():
     return network.eval().requires_grad_(False)
 
 
-def make(needs_features=False, horizon=HORIZON):
+def make(needs_features=False, horizon=HORIZON, has_guidance=True):
     """Returns a sampler and its calls, [(rows, entries)]."""
     network, calls = small_transformer(), []
 
@@ -34,7 +37,7 @@ def make(needs_features=False, horizon=HORIZON):
         read,
         network.new_cache,
         lambda tokens: tokens[:, None] / CODES,
-        schedule(horizon, CODES),
+        schedule(horizon, CODES, has_guidance=has_guidance),
         grid_size=GRID,
         codebook_size=CODES,
         condition=Labels(CLASSES),
@@ -162,6 +165,45 @@ def test_guidance_that_comes_back_reads_what_was_missed_at_once():
     # 4 tokens for both halves; 8 for one; then 8 missed entries and the new one; 3 for both again.
     assert calls == [(6, 1)] * 4 + [(3, 1)] * 8 + [(3, 1), (3, 9)] + [(6, 1)] * 3
     assert sampler.diagnostics(state)["nfe"].tolist() == [24] * 3
+
+
+@pytest.mark.parametrize("needs_features", [False, True])
+def test_without_a_null_class_every_call_and_the_cache_are_of_one_half(needs_features):
+    schedules = random_params(3)
+    expected = run(make()[0], weighted(schedules, (0, 0, 0, 0)))
+    without = [{name: value for name, value in p.items() if name != "guidance_weight"} for p in schedules]
+    sampler, calls = make(needs_features, has_guidance=False)
+    state = run(sampler, without)
+    assert torch.equal(state.tokens, expected.tokens)
+    assert calls == [(3, 1)] * LENGTH
+    assert state.cache.keys.shape[1] == 3
+    assert sampler.diagnostics(state)["nfe"].tolist() == [LENGTH] * 3
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_without_a_null_class_the_plain_loop_agrees(separate):
+    sampler, _ = make(has_guidance=False)
+    context, rng = torch.arange(3), BatchRng(torch.arange(3))
+    state = sampler.start(context, rng)
+    for t in range(HORIZON):
+        static = ScheduleActions(sampler.params)(torch.zeros(3, 3), t)
+        state = sampler.advance(state, static, rng)
+    assert torch.equal(plain_loop(sampler, context, rng, separate), sampler.decode(state))
+
+
+@pytest.mark.parametrize("weight", [1.5, -0.5, float("nan")])
+def test_guidance_without_a_null_class_is_refused_by_name(weight):
+    with pytest.raises(ValueError, match=rf"guidance_weight must be 0 or None .* a null class, got {weight}"):
+        schedule(4, CODES, Settings(guidance_weight=weight), has_guidance=False)
+    for off in (0, 0.0, None):
+        params = schedule(4, CODES, Settings(guidance_weight=off), has_guidance=False)
+        assert [param.name for param in params] == ["token_temperature", "top_k", "top_p"]
+
+
+@pytest.mark.parametrize(("published", "expected"), [(5, 5), (CODES, CODES), (600, CODES)])
+def test_a_published_top_k_keeps_at_most_all_tokens(published, expected):
+    params = schedule(3, CODES, published=dataclasses.replace(LLAMAGEN, top_k=published))
+    assert params[1].static.tolist() == [expected] * 3
 
 
 def test_one_guided_image_is_enough_for_the_unconditional_half():
