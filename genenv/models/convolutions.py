@@ -1,4 +1,4 @@
-"""The blocks that the convolutional tokenizers of VAR, LlamaGen and MaskGIT share, under their released names."""
+"""What the convolutional tokenizers of VQGAN, VAR, LlamaGen and MaskGIT share, under the released names."""
 
 from __future__ import annotations
 
@@ -31,6 +31,25 @@ class ResidualBlock(nn.Module):
         """Returns (N, out_channels, h, w) of x (N, in_channels, h, w)."""
         h = self.conv1(F.silu(self.norm1(x)))
         return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over the places of a map."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (N, C, h, w) of x (N, C, h, w)."""
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))  # (N, h w, C)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(out.transpose(1, 2).view_as(x))
 
 
 class Downsample(nn.Module):
@@ -127,6 +146,37 @@ def middle(
     if attention is not None:
         blocks["attn_1"] = attention(width)
     return nn.ModuleDict(blocks | {"block_2": block(width, width)})
+
+
+class Encoder(nn.Module):
+    """VQGAN's encoder, images to latents; resolution halves between levels.
+
+    Args:
+        widths: channels of each level, the last one of the latents' resolution; the first one is the input's too.
+        num_blocks: residual blocks of each.
+        z_channels: of the latents.
+        attention: of the latents' resolution.
+    """
+
+    def __init__(self, widths: Sequence[int], num_blocks: int, z_channels: int, attention: MakeAttention):
+        super().__init__()
+        *outer, last = widths
+        before = [widths[0], *outer]
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        levels: list[nn.Module] = [DownLevel(a, b, num_blocks) for a, b in zip(before, outer, strict=False)]
+        self.down = nn.ModuleList([*levels, Level(before[-1], last, num_blocks, attention)])
+        self.mid = middle(last, attention=attention)
+        self.norm_out = nn.GroupNorm(32, last, eps=1e-6)
+        self.conv_out = nn.Conv2d(last, z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (N, z_channels, h, w) of images (N, 3, H, W)."""
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        for block in self.mid.values():
+            x = block(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
 
 
 class Decoder(nn.Module):

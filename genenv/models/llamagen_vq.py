@@ -12,26 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genenv.models.convolutions import DownLevel, Level, ResidualBlock, UpLevel
-
-
-class AttentionBlock(nn.Module):
-    """Single-head self-attention over the places of a map."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, C, h, w) of x (N, C, h, w)."""
-        h = self.norm(x)
-        q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))  # (N, h w, C)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(out.transpose(1, 2).view_as(x))
+from genenv.models.convolutions import AttentionBlock, DownLevel, Level, ResidualBlock, UpLevel
 
 
 def _middle(width: int) -> nn.ModuleList:

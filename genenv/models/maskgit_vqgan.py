@@ -61,11 +61,21 @@ class Encoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The embedding of the tokens."""
+    """V entries of dimension D."""
 
     def __init__(self, size: int, dim: int):
         super().__init__()
         self.embedding = nn.Embedding(size, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns the entries (N, D, h, w) of tokens (N, h, w)."""
+        return self.embedding(tokens).permute(0, 3, 1, 2)
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Returns the tokens (N, h, w) int64 of latents (N, D, h, w): the nearest entries."""
+        entries = self.embedding.weight
+        distance = entries.square().sum(1) - 2 * latents.permute(0, 2, 3, 1) @ entries.T  # up to |latents|^2
+        return distance.argmin(-1)
 
 
 class MaskGITVQGAN(nn.Module):
@@ -97,14 +107,11 @@ class MaskGITVQGAN(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Returns tokens (N, h, w) int64: the nearest codebook entries."""
-        latents = self.encoder(images).permute(0, 2, 3, 1)  # (N, h, w, D)
-        codebook = self.quantize.embedding.weight
-        distance = codebook.square().sum(1) - 2 * latents @ codebook.T  # up to |latents|^2
-        return distance.argmin(-1)
+        return self.quantize.nearest(self.encoder(images))
 
     def decode_unclamped(self, tokens: Tensor) -> Tensor:
         """Returns the decoder's output (N, 3, H, W) for tokens (N, h, w)."""
-        return self.decoder(self.quantize.embedding(tokens).permute(0, 3, 1, 2))
+        return self.decoder(self.quantize(tokens))
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Returns images (N, 3, H, W) in [0, 1] of tokens (N, h, w)."""

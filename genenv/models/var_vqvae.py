@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genenv.models.convolutions import Decoder, DownLevel, Level, middle
+from genenv.models.convolutions import Decoder, Encoder
 from genenv.models.var import PATCH_NUMS_256
 
 TICKS = np.linspace(1 / 12, 11 / 12, 4)
@@ -128,32 +128,6 @@ class AttentionBlock(nn.Module):
         return x + self.proj_out(out.transpose(1, 2).view_as(x))
 
 
-class Encoder(nn.Module):
-    """Images to latents; resolution halves between levels."""
-
-    def __init__(self, widths: Sequence[int], num_res_blocks: int, z_channels: int):
-        super().__init__()
-        *outer, last = widths
-        before = [widths[0], *outer]
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
-        levels: list[nn.Module] = [
-            DownLevel(a, b, num_res_blocks) for a, b in zip(before, outer, strict=False)
-        ]
-        self.down = nn.ModuleList([*levels, Level(before[-1], last, num_res_blocks, AttentionBlock)])
-        self.mid = middle(last, attention=AttentionBlock)
-        self.norm_out = nn.GroupNorm(32, last, eps=1e-6)
-        self.conv_out = nn.Conv2d(last, z_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns (N, z_channels, h, w) of images (N, 3, H, W)."""
-        x = self.conv_in(x)
-        for level in self.down:
-            x = level(x)
-        for block in self.mid.values():
-            x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
 class VARVQVAE(nn.Module):
     """Images (N, 3, H, W) in [0, 1] to the tokens of all scales and back.
 
@@ -179,7 +153,7 @@ class VARVQVAE(nn.Module):
         side = patch_nums[-1] * 2 ** (len(ch_mult) - 1)
         self.image_shape = (3, side, side)
         widths = [ch * m for m in ch_mult]
-        self.encoder = Encoder(widths, num_res_blocks, z_channels)
+        self.encoder = Encoder(widths, num_res_blocks, z_channels, AttentionBlock)
         self.decoder = Decoder(widths, num_res_blocks + 1, z_channels, attention=AttentionBlock)
         self.quantize = MultiScaleQuantiser(patch_nums, vocab_size, z_channels)
         self.quant_conv = nn.Conv2d(z_channels, z_channels, 3, padding=1)
