@@ -239,7 +239,7 @@ def test_training_a_part_leaves_its_file_and_other_copies_alone(make):
     assert sha256(backbone_folder(folder) / "painter.safetensors") == before
 
 
-@pytest.mark.parametrize("name", ["vq", "maskgit", "dit", "llamagen", "var"])
+@pytest.mark.parametrize("name", ["vq", "maskgit", "dit", "llamagen", "vqgan", "var"])
 def test_every_generator_can_be_trained(name):
     model = load_part(name, "digits", trainable=True)
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -17,6 +17,7 @@ from genenv.models.dit import dit_digits, sit_digits
 from genenv.models.llamagen import llamagen_digits
 from genenv.models.maskgit import maskgit_digits
 from genenv.models.var import var_digits
+from genenv.models.vqgan_transformer import vqgan_digits
 from genenv.rewards.clip import clip_of_folder, hpsv2_of_folder
 from genenv.rewards.features import classifier_features
 from genenv.tiers import Tier
@@ -38,6 +39,7 @@ DIGITS = Tier(
         "msvq": DigitsMSVQ,
         "var": var_digits,
         "llamagen": llamagen_digits,
+        "vqgan": vqgan_digits,
         "dit": dit_digits,
         "sit": sit_digits,
         "discriminator": DigitsDiscriminator,

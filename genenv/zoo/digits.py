@@ -24,8 +24,8 @@ from genenv.rewards.adversarial import AdversarialReward
 from genenv.tiers import load_part, write_manifest
 from genenv.tiers.digits import DIGITS
 from genenv.zoo.card import Contents, Generator, write_card
-from genenv.zoo.llamagen import train_llamagen
 from genenv.zoo.ode import train_dit, train_sit
+from genenv.zoo.raster import train_llamagen, train_vqgan
 from genenv.zoo.scorers import check_scorers, train_clip, train_hpsv2
 from genenv.zoo.training import CodebookAverage, Progress, augment, fit, random_schedules, without_some
 from genenv.zoo.var import train_msvq, train_var
@@ -204,7 +204,9 @@ def _classifier(width: int, seed: int) -> Recipe:
 
 
 PARTS: dict[str, Part] = {
-    "vq": Part("VQ tokenizer, 8x8 -> 4x4 tokens, of MaskGIT and LlamaGen", _weights(train_tokenizer), 2),
+    "vq": Part(
+        "VQ tokenizer, 8x8 -> 4x4 tokens, of MaskGIT, LlamaGen and VQGAN", _weights(train_tokenizer), 2
+    ),
     "judge": Part("classifier, its 64 features give the held-out metrics", _classifier(width=32, seed=1)),
     "reward_features": Part("a smaller one, for rewards", _classifier(width=24, seed=2)),
     "reference": Part(
@@ -228,6 +230,7 @@ PARTS: dict[str, Part] = {
     "msvq": Part("multi-scale residual VQ, token maps of 1, 2, 3 and 4 a side, of VAR", _weights(train_msvq)),
     "var": Part("class-conditional VAR", _weights(train_var, "msvq")),
     "llamagen": Part("class-conditional LlamaGen, raster order", _weights(train_llamagen, "vq")),
+    "vqgan": Part("class-conditional transformer of VQGAN, raster order", _weights(train_vqgan, "vq")),
     "dit": Part("class-conditional DiT on the pixels, noise prediction on the VP path", _weights(train_dit)),
     "sit": Part("class-conditional SiT on the pixels, velocity on the linear path", _weights(train_sit)),
 }
@@ -237,6 +240,7 @@ GENERATORS = (
     Generator("MaskGIT", "maskgit", "AdaGen/MaskGIT-v0", (4, 8, 16)),
     Generator("VAR", "var", "AdaGen/VAR-v0"),
     Generator("LlamaGen", "llamagen", "AdaGen/LlamaGen-v0"),
+    Generator("VQGAN", "vqgan", "AdaGen/VQGAN-v0"),
     Generator("DiT", "dit", "AdaGen/DiT-v0", (4, 8, 16)),
     Generator("SiT", "sit", "AdaGen/SiT-v0", (4, 8, 16)),
 )
