@@ -137,6 +137,7 @@ PRESETS = {
     ),
     "var": Config(env_id="AdaGen/VAR-v0"),
     "llamagen": Config(env_id="AdaGen/LlamaGen-v0"),
+    "vqgan": Config(env_id="AdaGen/VQGAN-v0"),
     "dit": Config(env_id="AdaGen/DiT-v0", num_steps=8, num_iterations=80),
     "sit": Config(env_id="AdaGen/SiT-v0", num_steps=8, num_iterations=80),
     "paper": Config(

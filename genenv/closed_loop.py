@@ -5,7 +5,8 @@ and no states between the decisions. Where the released loop spends more network
 
 - MaskGIT (AdaGen): guidance takes two calls, and the class's is made once more after the last decision.
 - DiT and SiT (AdaGen): guidance takes two calls.
-- VAR (AdaGen), LlamaGen and VQGAN: guidance takes one call, on both halves as one batch.
+- VAR (AdaGen) and LlamaGen: guidance takes one call, on both halves as one batch. So it does for VQGAN, whose released
+  loop knows no guidance.
 
 With `separate=True` every paradigm's loop is as simple as can be: two calls wherever there is guidance, and one more
 pair of them after the last decision, where the next step would begin.

@@ -17,6 +17,7 @@ PARADIGMS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdaGen/MaskGIT-v0": ("genenv.envs.maskgit", {"num_steps": 4}),
     "AdaGen/VAR-v0": ("genenv.envs.var", {}),
     "AdaGen/LlamaGen-v0": ("genenv.envs.raster_ar", {}),
+    "AdaGen/VQGAN-v0": ("genenv.envs.vqgan", {}),
     "AdaGen/DiT-v0": ("genenv.envs.diffusion", {"num_steps": 8}),
     "AdaGen/SiT-v0": ("genenv.envs.flow", {"num_steps": 8}),
     "ART/Clock-v0": ("genenv.envs.clock", {"num_steps": 8, "reward": "none"}),

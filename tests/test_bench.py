@@ -65,6 +65,7 @@ def test_the_ratios_are_medians_of_the_repeats(monkeypatch):
         ("AdaGen/MaskGIT-v0", "network", 4),
         ("AdaGen/VAR-v0", "transformer", 4),
         ("AdaGen/LlamaGen-v0", "read", 16),
+        ("AdaGen/VQGAN-v0", "read", 16),
         ("AdaGen/DiT-v0", "network", 8),
         ("AdaGen/SiT-v0", "network", 8),
     ],

@@ -25,6 +25,7 @@ SETTINGS = {
         "top_k_rule": "released",
     },
     "AdaGen/LlamaGen-v0": {"guidance_weight": 3.0, "top_k": 7, "top_p": 0.9, "token_temperature": 1.3},
+    "AdaGen/VQGAN-v0": {"guidance_weight": 2.0, "top_k": 30, "top_p": 0.8, "token_temperature": 0.9},
     "AdaGen/DiT-v0": {"guidance_weight": 0.3, "grid": "edm"},
     "AdaGen/SiT-v0": {"guidance_weight": 4.0, "grid": [60, 8.5, 3, 2, 1, 0.5, 0.1, 0.02, 0]},
 }

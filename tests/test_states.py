@@ -9,7 +9,7 @@ from genenv.models.kv_cache import KVCache
 from genenv.rng import BatchRng
 from genenv.states import choose
 
-STOCHASTIC = ["AdaGen/MaskGIT-v0", "AdaGen/VAR-v0", "AdaGen/LlamaGen-v0"]
+STOCHASTIC = ["AdaGen/MaskGIT-v0", "AdaGen/VAR-v0", "AdaGen/LlamaGen-v0", "AdaGen/VQGAN-v0"]
 N = 5
 
 

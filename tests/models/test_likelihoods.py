@@ -25,11 +25,14 @@ def sampled(env_id):
     return env, context, states
 
 
-def test_raster_log_probabilities_are_those_of_the_tokens_read_one_by_one():
-    _, context, states = sampled("AdaGen/LlamaGen-v0")
+@pytest.mark.parametrize(
+    ("env_id", "part"), [("AdaGen/LlamaGen-v0", "llamagen"), ("AdaGen/VQGAN-v0", "vqgan")]
+)
+def test_raster_log_probabilities_are_those_of_the_tokens_read_one_by_one(env_id, part):
+    _, context, states = sampled(env_id)
     from genenv.tiers import load_part
 
-    model = load_part("llamagen", "digits")
+    model = load_part(part, "digits")
     tokens = states[-1].tokens
     found = model.log_prob(tokens, context)
     cache, expected = model.new_cache(N), []
