@@ -47,6 +47,17 @@ class CheckpointError(ValueError):
     """A weight file is missing, damaged or not the expected one."""
 
 
+class _Callback:
+    """Stands for a class that old checkpoints of Lightning name, as the key of what that callback kept."""
+
+
+HARMLESS = [
+    argparse.Namespace,
+    (_Callback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+]
+"""What may be unpickled besides tensors and plain containers."""
+
+
 def load_release(name: str, local_files_only: bool = False) -> Any:
     """Returns the network of a released checkpoint in eval mode, without gradients.
 
@@ -59,7 +70,10 @@ def load_release(name: str, local_files_only: bool = False) -> Any:
     _, record = check_recorded(path)
     with torch.device("meta"):
         model = release.build()
-    load_state(model, read_state_dict(path), path)
+    tensors = {
+        name: value for name, value in read_state_dict(path).items() if name.startswith(release.prefix)
+    }
+    load_state(model, {name.removeprefix(release.prefix): value for name, value in tensors.items()}, path)
     record()
     return model.eval().requires_grad_(False)
 
@@ -170,7 +184,7 @@ def check_recorded(path: Path) -> tuple[str, Callable[[], None]]:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a .safetensors, .pth, .pt or .ckpt file, wherever the usual scripts nest them.
 
-    Nothing but tensors, plain containers and the `argparse.Namespace` of training scripts is unpickled.
+    Nothing but tensors, plain containers and what is `HARMLESS` is unpickled.
 
     Raises:
         CheckpointError: if the file cannot be read, or holds no state dict.
@@ -178,7 +192,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(HARMLESS):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise

@@ -18,6 +18,8 @@ from genenv.models.policy import PolicyBackbone
 from genenv.models.projected_discriminator import dino_vit_s_16
 from genenv.models.var import PATCH_NUMS_256, PATCH_NUMS_512, var_d
 from genenv.models.var_vqvae import VARVQVAE
+from genenv.models.vqgan import VQGAN
+from genenv.models.vqgan_transformer import vqgan_imagenet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +51,11 @@ class Release(Download):
 
     Attributes:
         build: makes the network without weights.
+        prefix: before the names of its tensors, where the file holds those of several networks.
     """
 
     build: Callable[[], nn.Module] = dataclasses.field(kw_only=True)
+    prefix: str = dataclasses.field(default="", kw_only=True)
 
 
 def _hugging_face(
@@ -98,6 +102,16 @@ def _llamagen_vq(factor: int, ch_mult: tuple[int, ...]) -> Release:
     return _hugging_face("FoundationVision/LlamaGen", f"vq_ds{factor}_c2i.pt", build, "MIT (LlamaGen)")
 
 
+def _cin_transformer(prefix: str, build: Callable[[], nn.Module]) -> Release:
+    return Release(
+        "2021-04-03T19-39-50_cin_transformer/checkpoints/last.ckpt",
+        "https://k00.fr/s511rwcv",
+        "MIT (Taming Transformers)",
+        build=build,
+        prefix=prefix,
+    )
+
+
 LLAMAGEN_SIZES = (("B", 256), ("B", 384), ("L", 256), ("L", 384), ("XL", 384), ("XXL", 384), ("3B", 384))
 
 DINO = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
@@ -121,6 +135,8 @@ RELEASES: dict[str, Release] = {
     **{f"c2i_{size}_{pixels}": _llamagen(size, pixels) for size, pixels in LLAMAGEN_SIZES},
     "vq_ds16_c2i": _llamagen_vq(16, (1, 1, 2, 2, 4)),
     "vq_ds8_c2i": _llamagen_vq(8, (1, 2, 2, 4)),
+    "cin_transformer": _cin_transformer("transformer.", vqgan_imagenet),
+    "cin_transformer's tokenizer": _cin_transformer("first_stage_model.", VQGAN),
     "DiT-XL-2-256x256": Release(
         "DiT-XL-2-256x256.pt",
         build=dit_xl_2,
@@ -209,6 +225,7 @@ BACKBONES: dict[str, dict[str, str]] = {
         f"imagenet{pixels}-llamagen-{size.lower()}": {"llamagen": f"c2i_{size}_{pixels}", "vq": "vq_ds16_c2i"}
         for size, pixels in LLAMAGEN_SIZES
     },
+    "imagenet256-vqgan": {"vqgan": "cin_transformer", "vq": "cin_transformer's tokenizer"},
     "imagenet256-dit-xl-2": {"dit": "DiT-XL-2-256x256", "vae": "autoencoder_kl_ema"},
     "imagenet256-sit-xl-2": {"sit": "SiT-XL-2-256", "vae": "autoencoder_kl_ema"},
 }

@@ -1,9 +1,11 @@
 import argparse
 import dataclasses
+import functools
 import http.server
 import re
 import sys
 import threading
+import types
 from pathlib import Path
 
 import gymnasium as gym
@@ -16,6 +18,8 @@ from genenv.checkpoints import CheckpointError, load_release, read_state_dict
 from genenv.models.maskgit import MaskGITTransformer
 from genenv.models.maskgit_vqgan import MaskGITVQGAN
 from genenv.models.policy import PolicyBackbone
+from genenv.models.vqgan import VQGAN
+from genenv.models.vqgan_transformer import VQGANTransformer
 from genenv.releases import BACKBONES, DOWNLOADS, RELEASES
 from genenv.rollout import run_episode
 from genenv.tiers import backbones_with, load_part
@@ -296,6 +300,78 @@ def test_a_released_backbone_makes_an_environment(home):
     episode = run_episode(env, lambda _: torch.zeros(2, 4), seed=0)
     assert episode.images.shape == (2, 3, 2 * GRID, 2 * GRID)
     assert episode.returns.tolist() == [0, 0]  # the released tiers ship no judge
+
+
+def save_lightning(tensors, path, monkeypatch, callback="ModelCheckpoint"):
+    """Writes a checkpoint as Lightning 1.0 did, its callbacks' memories under their classes."""
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    kept = type(callback, (), {"__module__": name})
+    content = {
+        "epoch": 3,
+        "global_step": 7,
+        "pytorch-lightning_version": "1.0.8",
+        "callbacks": {kept: {"monitor": "val/loss", "best_model_score": torch.tensor(1.0)}},
+        "optimizer_states": [{"state": {0: {"step": 7}}, "param_groups": [{"lr": 1e-4}]}],
+        "lr_schedulers": [],
+        "state_dict": tensors,
+    }
+    with monkeypatch.context() as patch:  # the library is there when it is written, and gone when it is read
+        for module in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
+            patch.setitem(sys.modules, module, types.ModuleType(module))
+        setattr(sys.modules[name], callback, kept)
+        torch.save(content, path)
+
+
+@pytest.fixture
+def taming(home, monkeypatch):
+    """The networks of taming's class-conditional ImageNet model at a small size, in a file of the official layout."""
+    small = {
+        "cin_transformer": lambda: VQGANTransformer(4, CODES, 8, 2, 2, num_classes=30, null_class=False),
+        "cin_transformer's tokenizer": lambda: VQGAN(32, (1, 1), 1, 8, CODES, 8),
+    }
+    tensors = {"first_stage_model.loss.discriminator.main.0.weight": torch.zeros(2)}
+    tensors |= {f"transformer.blocks.{i}.attn.mask": torch.ones(1, 1, 16, 16).tril() for i in range(2)}
+    for name, build in small.items():
+        monkeypatch.setitem(RELEASES, name, dataclasses.replace(RELEASES[name], build=build))
+        tensors |= {RELEASES[name].prefix + key: value for key, value in network(name).state_dict().items()}
+    path = home / RELEASES["cin_transformer"].file
+    path.parent.mkdir(parents=True)
+    save_lightning(tensors, path, monkeypatch)
+    return path
+
+
+def test_two_networks_are_found_in_one_file_by_their_prefixes(taming):
+    for name in ("cin_transformer", "cin_transformer's tokenizer"):
+        found, expected = load_release(name).state_dict(), network(name).state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_the_released_vqgan_plays_without_guidance(taming):
+    make = functools.partial(gym.make_vec, "AdaGen/VQGAN-v0", num_envs=2, backbone="imagenet256-vqgan")
+    env = make()
+    names = [param.name for param in env.unwrapped.sampler.params]
+    assert names == ["token_temperature", "top_k", "top_p"]
+    episode = run_episode(env, lambda _: torch.zeros(2, 3), seed=0)
+    assert episode.images.shape == (2, 3, 8, 8)
+    assert episode.diagnostics["nfe"][-1].tolist() == [16, 16]
+    with pytest.raises(ValueError, match=r"guidance_weight must be 0 or None .* null class, got 0\.5"):
+        make(guidance_weight=0.5)
+
+
+def test_a_prefix_that_no_tensor_has_is_told(taming, monkeypatch):
+    other = dataclasses.replace(RELEASES["cin_transformer"], prefix="gpt.")
+    monkeypatch.setitem(RELEASES, "cin_transformer", other)
+    with pytest.raises(CheckpointError, match=r"(?s)last.ckpt does not fit VQGANTransformer: .*tok_emb"):
+        load_release("cin_transformer")
+
+
+def test_other_classes_of_lightning_are_refused(tmp_path, monkeypatch):
+    save_lightning({"a": torch.arange(2)}, tmp_path / "x.ckpt", monkeypatch)
+    assert read_state_dict(tmp_path / "x.ckpt")["a"].tolist() == [0, 1]
+    save_lightning({"a": torch.arange(2)}, tmp_path / "x.ckpt", monkeypatch, callback="Harmful")
+    with pytest.raises(CheckpointError, match=r"x\.ckpt is not a readable checkpoint"):
+        read_state_dict(tmp_path / "x.ckpt")
 
 
 def test_random_weights_need_no_file_and_are_always_the_same(home, monkeypatch):
