@@ -237,8 +237,7 @@ class Settings:
 
 
 LLAMAGEN = Settings(guidance_weight=1.0, top_k=math.inf, top_p=0.999, token_temperature=1.0)
-"""LlamaGen's: its guidance scale of 2 less 1, all tokens. Top-p cannot stand at 1, the end of its range; 0.999 is close
-and leaves a unit action some effect."""
+"""LlamaGen's: its guidance scale of 2 less 1, all tokens. Top-p stands at 0.999, since a unit action has no effect on 1."""
 
 
 def schedule(
