@@ -32,7 +32,7 @@ LINES: tuple[dict[str, Any], ...] = (
     {"color": LEARNED, "linestyle": "-"},
     {"color": SERIES[1], "linestyle": "--"},
     {"color": INK, "linestyle": "-."},
-    {"color": "#e69f00", "linestyle": ":"},
+    {"color": SERIES[2], "linestyle": ":"},
     {"color": "#56b4e9", "linestyle": (0, (6, 1.5, 1, 1.5, 1, 1.5))},
     {"color": SOFT_INK, "linestyle": (0, (8, 2))},
     {"color": "#7a1f1f", "linestyle": (0, (1, 1))},

@@ -29,8 +29,8 @@ except ImportError:
 
 INK, SOFT_INK, RULE = "#1d2329", "#68727d", "#d9dee3"
 LEARNED = "#0b6fa4"
-SERIES = ("#0b6fa4", "#c2410c", "#4d7c0f")
-"""Colours that stay apart for colour-blind readers and in grey."""
+SERIES = ("#0b6fa4", "#c2410c", "#e69f00")
+"""Colours that stay apart for colour-blind readers."""
 STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": RULE,

@@ -70,7 +70,8 @@ def assert_nothing_covers_another(figure):
         assert box.y1 <= page.y1
 
 
-def test_lines_stay_apart_for_colour_blind_readers():
+@pytest.mark.parametrize("colours", [[line["color"] for line in grids.LINES], plots.SERIES])
+def test_lines_stay_apart_for_colour_blind_readers(colours):
     # Machado et al. 2009: protanopia, deuteranopia, tritanopia, on linear RGB; distance in CIELAB.
     seen = {
         "all": np.eye(3),
@@ -80,13 +81,16 @@ def test_lines_stay_apart_for_colour_blind_readers():
     }
     to_xyz = [[0.4339, 0.3762, 0.1899], [0.2127, 0.7152, 0.0722], [0.0178, 0.1095, 0.8728]]  # white = 1
     to_lab = np.array([[0, 116, 0], [500, -500, 0], [0, 200, -200]])
-    rgb = np.array([[int(line["color"][i : i + 2], 16) / 255 for i in (1, 3, 5)] for line in grids.LINES])
+    rgb = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     for matrix in seen.values():
         xyz = np.clip(linear @ np.transpose(matrix), 0, 1) @ np.transpose(to_xyz)
         lab = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116) @ to_lab.T
         assert min(math.dist(a, b) for a, b in itertools.combinations(lab, 2)) > 20
         assert (lab[:, 0] - 16 < 75).all()  # dark enough to be seen on white
+
+
+def test_lines_and_markers_differ_without_colours():
     assert len(set(grids.MARKERS)) == len({line["linestyle"] for line in grids.LINES}) == 8
 
 
