@@ -189,7 +189,7 @@ def _not_legal(make: Make) -> None:
     field = unwrapped(env).actions.field
     continuous = field.dtype.is_floating_point
     for bad in (
-        (float("nan"), float("inf")) if continuous else (-1, float(torch.as_tensor(field.high).max()) + 1)
+        (float("nan"), float("inf")) if continuous else (-1, torch.as_tensor(field.high).max().item() + 1)
     ):
         env.reset(seed=SEED)
         action = _random_actions(env)[0]

@@ -4,11 +4,14 @@ import weakref
 import gymnasium as gym
 import pytest
 import torch
+from choices import Choices
 
 from genenv import bench
+from genenv.actions import LatentActions, TokenActions
+from genenv.contexts import Contexts
 from genenv.rollout import run_episode, static_actor
 from genenv.tiers.digits import DIGITS
-from genenv.vector_env import unwrapped
+from genenv.vector_env import GenVectorEnv, unwrapped
 
 MASKGIT = "AdaGen/MaskGIT-v0"
 
@@ -82,6 +85,19 @@ def test_the_network_calls_of_an_episode_can_be_made_again(make, env_id, network
     rows = [len(call()[0]) for call in own]
     assert rows == [4 if env_id == "AdaGen/MaskGIT-v0" else 6, *[6] * (count - 1)]
     torch.testing.assert_close(calls[-1](), run_episode(env, static_actor(env), seed=0).images)
+
+
+@pytest.mark.parametrize("number", [1, 4])
+@pytest.mark.parametrize("actions", [TokenActions(5), LatentActions((2, 3, 3), 5.0)])
+def test_actions_that_are_no_schedule_are_zero(actions, number):
+    sampler, played = Choices(), []
+    sampler.actions = lambda mode, device: actions
+    sampler.advance = lambda state, command, rng: played.append(command) or state
+    env = GenVectorEnv(sampler, Contexts(["a", "b"]), number)
+    bench._native_episode(env)()
+    assert len(played) == sampler.horizon
+    for command in played:
+        assert torch.equal(command, actions.field.zeros(number, command.device))
 
 
 def test_an_environment_is_gone_when_the_next_one_is_measured(make):

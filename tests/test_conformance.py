@@ -3,11 +3,15 @@ import functools
 import gymnasium as gym
 import pytest
 import torch
+from choices import Choices
 from episodes import SHORT, SHORTEST
 
 import genenv
-from genenv.check import check
+from genenv.actions import TokenActions
+from genenv.check import CheckFailed, _not_legal, check
+from genenv.contexts import Contexts
 from genenv.rollout import run_episode, static_actor
+from genenv.vector_env import GenVectorEnv
 
 MIXTURE = {"classifier": 1.0, "loo_fid": 2.0, "normalise": True}
 VARIANTS = {
@@ -42,6 +46,40 @@ def test_every_id_keeps_every_promise(env_id, variant):
     if env_id == "ART/Clock-v0" and "dtype" in kwargs:  # forward mode has rules of its own for each type
         kwargs = kwargs | {"derivative": "jvp", "num_steps": 2}
     assert not broken(env_id, kwargs)
+
+
+class Lenient(TokenActions):
+    """Takes what does not exist for a token that does."""
+
+    def __init__(self, low, high):
+        super().__init__(5)
+        self.taken = low, high
+
+    def __call__(self, action, t):
+        low, high = self.taken
+        return super().__call__(
+            torch.where((action >= low) & (action <= high), action.clamp(0, 4), action), t
+        )
+
+
+@pytest.mark.parametrize(
+    ("actions", "found"),
+    [
+        (TokenActions(5), None),
+        (Lenient(-1, 4), "an action of -1 is accepted"),
+        (Lenient(0, 5), "an action of 5 is accepted"),
+    ],
+)
+@pytest.mark.parametrize("output", ["torch", "numpy"])
+def test_tokens_that_do_not_exist_must_be_refused(actions, found, output):
+    sampler = Choices()
+    sampler.actions = lambda mode, device: actions
+    make = lambda: GenVectorEnv(sampler, Contexts(["a", "b"]), 4, output=output)  # noqa: E731
+    if found is None:
+        _not_legal(make)
+        return
+    with pytest.raises(CheckFailed, match=found):
+        _not_legal(make)
 
 
 @pytest.mark.parametrize("budget", ["projection", "multiplier"])

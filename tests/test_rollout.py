@@ -4,10 +4,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from choices import Choices
 
-from genenv.actions import TokenActions
 from genenv.contexts import Contexts
-from genenv.fields import Field
 from genenv.protocols import Decision
 from genenv.rng import Stream
 from genenv.rollout import (
@@ -190,34 +189,6 @@ def test_a_schedule_in_physical_units_misses_the_step_by_name():
         run_episode(env, schedule_actor(table), seed=2)
     residual = make(observe=["tokens"])
     assert run_episode(residual, static_actor(residual), seed=2).images.shape == (3, 1, 8, 8)
-
-
-class Choices:
-    """A sampler whose action is a token: its image shows the sum of what was chosen."""
-
-    horizon, image_shape, stochastic, num_contexts = 3, (1, 2, 2), False, 2
-    fields = {"total": Field((), torch.int64, 0, 12)}  # noqa: RUF012
-
-    def actions(self, mode, device):
-        return TokenActions(5)
-
-    def start(self, context, rng):
-        return torch.zeros_like(context)
-
-    def observe(self, state, names):
-        return {"total": state}
-
-    def advance(self, state, command, rng):
-        return state + command
-
-    def decode(self, state):
-        return (state / 12)[:, None, None, None].expand(-1, 1, 2, 2).float()
-
-    def undecided(self, state):
-        return torch.zeros(len(state), 1, 1)
-
-    def diagnostics(self, state):
-        return {}
 
 
 @pytest.mark.parametrize("output", ["torch", "numpy"])
