@@ -325,7 +325,8 @@ def _flush(path: Path) -> None:
     """Waits until a file's content, or a directory's names, are on the disk."""
     if path.is_dir() and os.name == "nt":  # directories cannot be opened there
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes no file that is open for reading alone, and elsewhere no directory is open for writing.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

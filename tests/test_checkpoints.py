@@ -263,6 +263,21 @@ def test_what_is_written_is_on_the_disk_before_its_name_changes(tmp_path, monkey
     assert calls == [f"x.{os.getpid()}.partial", "rename", tmp_path.name]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="asks the descriptor by fcntl")
+def test_a_file_is_flushed_by_a_descriptor_that_may_write(tmp_path, monkeypatch):
+    import fcntl
+
+    modes, fsync = [], os.fsync
+
+    def synced(descriptor):
+        modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+        fsync(descriptor)
+
+    monkeypatch.setattr(checkpoints.os, "fsync", synced)
+    write_text(tmp_path / "x", "text")
+    assert modes == [os.O_RDWR, os.O_RDONLY]  # the file, and its directory
+
+
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
