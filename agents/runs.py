@@ -253,7 +253,10 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def check_free(out: Path) -> None:
-    """Raises a ValueError if a directory holds a run, or what is left of one."""
+    """Raises a ValueError if a directory holds a run, or what is left of one, or cannot be made where a file is."""
+    for place in (out, *out.parents):
+        if place.is_file():
+            raise ValueError(f"--out {out} must be a directory, but {place} is a file; choose another --out")
     if (out / "checkpoint.pt").exists():
         raise ValueError(
             f"{out} already holds a run; continue it with --resume {out}, or choose another --out"

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from agents import runs
-from agents.runs import MetricsLog, load_checkpoint, open_run, read_config, save_checkpoint
+from agents.runs import MetricsLog, check_free, load_checkpoint, open_run, read_config, save_checkpoint
 from genenv.checkpoints import CheckpointError
 from genenv.evaluation import Evaluation
 from genenv.ranges import AT_LEAST_1, check
@@ -241,6 +241,16 @@ def test_a_new_run_is_refused_where_one_is_and_where_a_log_is_left_of_one(tmp_pa
     (tmp_path / "run" / "checkpoint.pt").unlink()
     with pytest.raises(ValueError, match=r"metrics\.jsonl is left of a run without a checkpoint"):
         finished(tmp_path / "run")
+
+
+@pytest.mark.parametrize("inside", [(), ("run",), ("deep", "run")])
+def test_a_new_run_is_refused_where_a_file_is(tmp_path, inside):
+    place = tmp_path / "file"
+    place.write_text("kept")
+    out = place.joinpath(*inside)
+    with pytest.raises(ValueError, match=f"--out {out} must be a directory, but {place} is a file"):
+        check_free(out)
+    assert place.read_text() == "kept"
 
 
 def test_a_run_that_has_lost_its_log_is_not_continued(tmp_path):
