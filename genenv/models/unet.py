@@ -54,14 +54,12 @@ def unet_config(folder: Path) -> dict[str, Any] | None:
     """Returns the configuration of the `UNet2DModel` in a folder of diffusers' layout, None where there is none.
 
     Raises:
-        ValueError: if it does not say of what images it is, or asks for more than the network, naming file and field.
+        ValueError: if it cannot be read, does not say of what images it is, or asks for more than the network, naming
+            the file and the field.
     """
     for path in (folder / "unet" / "config.json", folder / "config.json"):
         if path.is_file():
-            try:
-                config = read_object(path)
-            except ValueError:
-                return None
+            config = read_object(path)
             if config.get("_class_name") != MODEL:
                 return None
             _check_images(config, path)

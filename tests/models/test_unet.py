@@ -150,6 +150,17 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
         gym.make_vec(CLOCK, backbone=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b'{"_class_name": "UNet2', "is not readable JSON"), (b"[1]", "must hold a JSON object, got list")],
+)
+def test_a_configuration_that_cannot_be_read_is_named(folder, content, message):
+    (path,) = Path(folder).glob("**/config.json")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} {message}"):
+        tier_of(folder)
+
+
 def test_a_network_of_another_kind_is_no_backbone(tmp_path):
     DDPMPipeline(network(), DDPMScheduler()).save_pretrained(tmp_path)
     change(tmp_path / "unet" / "config.json", _class_name="UNet2DConditionModel")
