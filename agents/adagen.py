@@ -285,8 +285,8 @@ class Trainer(Parts):
         A loss is a sum over the minibatch's decisions, part by part, divided by their number in all processes.
         """
         config, std = self.config, value_at(self.config.action_std, self.iteration)
-        own, returns = processes.own(config.num_envs), processes.standardise(reward)
         actions, old_log_prob = episode.extras["action"], episode.extras["log_prob"]
+        returns = processes.standardise(reward)  # (N,)
         advantage = returns - episode.extras["value"]  # (T, N)
         losses: dict[str, float] = {}
         for group in self.optimiser.param_groups:
@@ -295,9 +295,7 @@ class Trainer(Parts):
             # Decisions of one image share their return: mixed well, a minibatch holds more images.
             order = torch.randperm(len(actions) * config.num_envs, generator=self.generator)
             for rows in order.chunk(config.num_minibatches):
-                t, i = rows // config.num_envs, rows % config.num_envs
-                here = (i >= own.start) & (i < own.stop)
-                mine = t[here] * len(own) + i[here] - own.start
+                mine = processes.own_decisions(rows, config.num_envs)
                 total = torch.zeros(2, device=self.device)
                 self.optimiser.zero_grad()
                 for observation, t, i in chunks.decisions(self.env, episode, seeds, mine):

@@ -49,6 +49,21 @@ def own(total: int) -> range:
     return range(rank() * total // num_ranks(), (rank() + 1) * total // num_ranks())
 
 
+def own_decisions(rows: Tensor, total: int) -> Tensor:
+    """Returns which of some decisions are of this process's images, numbered among these.
+
+    Args:
+        rows: (M,) int64, t * total + i for the decision of image i at step t.
+        total: images of all processes.
+
+    Returns:
+        (M',) int64, t * N + n, with n the place of the image among the N of this process.
+    """
+    mine, steps, images = own(total), rows // total, rows % total
+    kept = (images >= mine.start) & (images < mine.stop)
+    return steps[kept] * len(mine) + images[kept] - mine.start
+
+
 def mean(values: Tensor) -> Tensor:
     """Returns the mean over all elements of every process's tensor, float64; they may differ in size."""
     total, count = sum_over_ranks(

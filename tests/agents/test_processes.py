@@ -54,6 +54,21 @@ def test_a_process_alone_has_all_images():
     torch.testing.assert_close(alone["standardised"].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("ranks", "total", "steps"), [(1, 5, 3), (3, 5, 2), (4, 9, 3), (5, 3, 2)])
+def test_every_decision_is_of_the_process_that_has_its_image(monkeypatch, ranks, total, steps):
+    rows = torch.randperm(steps * total, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(processes, "num_ranks", lambda: ranks)
+    seen = []
+    for rank in range(ranks):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        images = processes.own(total)
+        mine = processes.own_decisions(rows, total)
+        played = [(row // len(images), images[row % len(images)]) for row in mine.tolist()]
+        assert played == [(row // total, row % total) for row in rows.tolist() if row % total in images]
+        seen += played
+    assert sorted(seen) == [(t, i) for t in range(steps) for i in range(total)]
+
+
 def test_processes_together_have_the_numbers_of_one(tmp_path):
     number = 3
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
