@@ -53,6 +53,13 @@ class ScheduleActions:
         self._static = handcrafted(self.params).to(device)  # (T, A)
         base = [p.bijector.inverse(p.inside.double()) for p in self.params]
         self._base = torch.stack(base, dim=1).to(device)
+        ends = [
+            (p.static == p.bijector.high).double() - (p.static == p.bijector.low).double()
+            for p in self.params
+        ]
+        self._ends = torch.stack(ends, dim=1).to(
+            device
+        )  # (T, A), the way out of the range at its end, else 0
         self._span = torch.tensor([p.span for p in self.params], dtype=torch.float64, device=device)
         self._low, self._high = torch.tensor(limits, dtype=torch.float64, device=device).T
 
@@ -70,8 +77,9 @@ class ScheduleActions:
             return {p.name: action[:, i] for i, p in enumerate(self.params)}
         moved = self._base[t] + self._span * action
         static = self._static[t].expand_as(action)
+        stays = (action == 0) | (self._ends[t] * action > 0)  # or the way out of the range at its end
         return {
-            p.name: torch.where(action[:, i] == 0, static[:, i], p.bijector.forward(moved[:, i]))
+            p.name: torch.where(stays[:, i], static[:, i], p.bijector.forward(moved[:, i]))
             for i, p in enumerate(self.params)
         }
 

@@ -119,8 +119,9 @@ def setting(name: str, value: float | None, default: float, bijector: Bijector) 
     value = default if value is None else value
     number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not number or not bijector.low <= value <= bijector.high:
+        end = "]" if math.isfinite(bijector.high) else ")"
         raise ValueError(
-            f"{name} must be a finite number in [{bijector.low:g}, {bijector.high:g}], got {value!r}"
+            f"{name} must be a finite number in [{bijector.low:g}, {bijector.high:g}{end}, got {value!r}"
         )
     return float(value)
 

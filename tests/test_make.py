@@ -91,7 +91,7 @@ def test_a_reward_may_be_a_factory_of_any_module(monkeypatch):
         ({"smoothing": -0.1}, r"smoothing must be in \[0, 1\), got -0.1"),
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"num_steps": 10**9}, "num_steps must be at most 10,000, got 1000000000"),
-        ({"guidance_weight": 10**400}, r"guidance_weight must be a number inside \(0, inf\), got 1000"),
+        ({"guidance_weight": 10**400}, r"guidance_weight must be a finite number in \[0, inf\), got 1000"),
         ({"contexts": f"grouped:{10**22}"}, r"'grouped:G' \(G in 1\.\.2\*\*63-1\) .*, got 'grouped:1000"),
         ({"device": "meta"}, "device 'meta' cannot be used here: .*; use device='cpu'"),
         ({"reward": None}, "reward must be a name, .* got None; use reward='none' for no reward"),

@@ -159,7 +159,7 @@ def test_settings_survive_json(env_id, settings):
 @pytest.mark.parametrize(
     ("env_id", "settings", "message"),
     [
-        ("AdaGen/MaskGIT-v0", {"mask_temperature": -0.1}, r"mask_temperature .* in \[0, inf\], got -0.1"),
+        ("AdaGen/MaskGIT-v0", {"mask_temperature": -0.1}, r"mask_temperature .* in \[0, inf\), got -0.1"),
         ("AdaGen/MaskGIT-v0", {"token_temperature": -1.0}, r"token_temperature .* got -1.0"),
         ("AdaGen/MaskGIT-v0", {"guidance_weight": math.inf}, "guidance_weight .* got inf"),
         ("AdaGen/DiT-v0", {"guidance_weight": math.nan}, "guidance_weight .* got nan"),

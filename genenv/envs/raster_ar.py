@@ -237,7 +237,7 @@ class Settings:
 
 
 LLAMAGEN = Settings(guidance_weight=1.0, top_k=math.inf, top_p=0.999, token_temperature=1.0)
-"""LlamaGen's: its guidance scale of 2 less 1, all tokens. Top-p stands at 0.999, since a unit action has no effect on 1."""
+"""LlamaGen's: its guidance scale of 2 less 1, all tokens. Top-p stands at 0.999: a unit action has no effect on 1."""
 
 
 def schedule(
