@@ -390,7 +390,10 @@ class Trainer(Parts):
             model.temperature = self.config.temperature * rate
         else:
             model.gamma += self.config.multiplier_rate * (used - self.sampler.period).mean()
-        model.speeds = distilled(speeds, self.sampler.period)
+        if bool(
+            (speeds.mean(0) > SHARE_OF_BUDGET).any()
+        ):  # else, as early on with one trajectory, the last ones stay
+            model.speeds = distilled(speeds, self.sampler.period)
         self.iteration += 1
         self.seconds += time.perf_counter() - started
         return {

@@ -156,6 +156,16 @@ def test_a_projected_budget_is_met_on_every_trajectory(backbone):
         assert record["gamma"] < 0
 
 
+def test_trajectories_that_go_back_do_not_end_a_run():
+    """As the published settings begin: one trajectory, whose clock may run backwards."""
+    trainer = Trainer(dataclasses.replace(PUBLISHED, num_envs=1))
+    torch.nn.init.constant_(trainer.model.actor[-1].bias, -1.0)
+    before = trainer.model.speeds.clone()
+    record = trainer.step()
+    assert record["psi"] < 0
+    assert torch.equal(trainer.model.speeds, before)
+
+
 @pytest.fixture(scope="module")
 def trained():
     """A trainer of the paper's problem at ten steps."""
