@@ -53,13 +53,7 @@ class ScheduleActions:
         self._static = handcrafted(self.params).to(device)  # (T, A)
         base = [p.bijector.inverse(p.inside.double()) for p in self.params]
         self._base = torch.stack(base, dim=1).to(device)
-        ends = [
-            (p.static == p.bijector.high).double() - (p.static == p.bijector.low).double()
-            for p in self.params
-        ]
-        self._ends = torch.stack(ends, dim=1).to(
-            device
-        )  # (T, A), the way out of the range at its end, else 0
+        self._end = torch.stack([p.end for p in self.params], dim=1).to(device)  # (T, A)
         self._span = torch.tensor([p.span for p in self.params], dtype=torch.float64, device=device)
         self._low, self._high = torch.tensor(limits, dtype=torch.float64, device=device).T
 
@@ -77,7 +71,7 @@ class ScheduleActions:
             return {p.name: action[:, i] for i, p in enumerate(self.params)}
         moved = self._base[t] + self._span * action
         static = self._static[t].expand_as(action)
-        stays = (action == 0) | (self._ends[t] * action > 0)  # or the way out of the range at its end
+        stays = (action == 0) | (self._end[t] * action > 0)  # or out of the range, from its end
         return {
             p.name: torch.where(stays[:, i], static[:, i], p.bijector.forward(moved[:, i]))
             for i, p in enumerate(self.params)

@@ -92,11 +92,15 @@ class ScheduleParam:
             )
 
     @property
+    def end(self) -> Tensor:
+        """(T,) float64: 1 where the static schedule stands at the high end of the range, -1 at the low one, else 0."""
+        return (self.static == self.bijector.high).double() - (self.static == self.bijector.low).double()
+
+    @property
     def inside(self) -> Tensor:
         """The static schedule (T,) with the ends of the range, where the bijector has no inverse, moved by `MARGIN`."""
         low, high = self.bijector.low, self.bijector.high
-        margin = MARGIN * (high - low if math.isfinite(high - low) else 1)
-        return self.static + margin * ((self.static == low).double() - (self.static == high).double())
+        return self.static - MARGIN * (high - low if math.isfinite(high - low) else 1) * self.end
 
     @property
     def limits(self) -> tuple[float, float]:

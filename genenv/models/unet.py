@@ -77,11 +77,8 @@ def _check_images(config: dict[str, Any], path: Path) -> None:
         ("sample_size", f"{count}, or two of them", all(map(_is_count, sides))),
         ("in_channels", count, _is_count(channels)),
         ("num_class_embeds", f"null or {count}", classes is None or _is_count(classes)),
-        (
-            "quantization_config",
-            "left out",
-            config.get("quantization_config") is None,
-        ),  # it may fetch kernels
+        # It may fetch kernels.
+        ("quantization_config", "left out", config.get("quantization_config") is None),
     ):
         if not kept:
             raise ValueError(f"{path}: {name} must be {rule}, got {config.get(name)!r}")
