@@ -390,9 +390,7 @@ class Trainer(Parts):
             model.temperature = self.config.temperature * rate
         else:
             model.gamma += self.config.multiplier_rate * (used - self.sampler.period).mean()
-        if bool(
-            (speeds.mean(0) > SHARE_OF_BUDGET).any()
-        ):  # else, as early on with one trajectory, the last ones stay
+        if bool(_used_enough(speeds).any()):  # else, as early on with one trajectory, the last ones stay
             model.speeds = distilled(speeds, self.sampler.period)
         self.iteration += 1
         self.seconds += time.perf_counter() - started
@@ -537,8 +535,7 @@ def distilled(speeds: Tensor, period: float) -> Tensor:
     Raises:
         ValueError: if all are.
     """
-    used = speeds.double().mean(0)  # psi(T) / T
-    kept = used > SHARE_OF_BUDGET
+    used, kept = speeds.double().mean(0), _used_enough(speeds)  # psi(T) / T
     if not bool(kept.any()):
         raise ValueError(
             f"psi(T) must have come to some of T = {period:g}, got {used.max().item() * period:.3g} at the most: "
@@ -546,6 +543,11 @@ def distilled(speeds: Tensor, period: float) -> Tensor:
         )
     mean = (speeds[:, kept] / used[kept]).mean(1).clamp(min=SLOWEST)
     return mean / mean.mean()
+
+
+def _used_enough(speeds: Tensor) -> Tensor:
+    """Returns which trajectories (N,) of speeds (K, N) count in a distilled schedule."""
+    return speeds.double().mean(0) > SHARE_OF_BUDGET
 
 
 def deviation(speeds: Tensor, others: Tensor) -> float:
