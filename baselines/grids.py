@@ -30,7 +30,7 @@ from genenv.envs.clock import as_clock
 from genenv.envs.gaussian_mixture import PointSampler
 from genenv.evaluation import first_seed
 from genenv.export import at_steps, read_schedule
-from genenv.grids import GRIDS, edm, named
+from genenv.grids import GRIDS, ClosedForm, edm, named
 from genenv.json_text import read_object
 from genenv.metrics.intervals import interval
 from genenv.metrics.judge import Judge
@@ -123,11 +123,19 @@ class Flow:
         self.sampler, self.device = as_clock(inner.sampler, config.env_id), inner.device
         self.backbone = str(kwargs["backbone"])
         self.sigma_max, self.sigma_min = self.sampler.flow.sigma_max, self.sampler.flow.sigma_min
+        self._closed_forms: dict[int, ClosedForm] = {}
 
     def rng(self, seeds: range, stream: Stream) -> tuple[Tensor, BatchRng]:
         """Returns contexts (N,) and random streams of seeds; consecutive ones have balanced contexts."""
         rng = BatchRng(torch.tensor(list(seeds), device=self.device), stream=stream)
         return rng.seeds % self.sampler.num_contexts, rng
+
+    def closed_form(self, seed: int) -> ClosedForm:
+        """Returns the closed forms of a repetition, measured once on its tuning images."""
+        if seed not in self._closed_forms:
+            images = self.rng(seeds_of(seed, self.config.flow_images), Stream.TUNING)
+            self._closed_forms = {seed: self.sampler.closed_form(*images)}
+        return self._closed_forms[seed]
 
     @torch.no_grad()
     def data(self, levels: Tensor, seeds: range, stream: Stream) -> tuple[Tensor, Tensor]:
@@ -268,10 +276,7 @@ def _maker(
     """Returns K -> a grid (K + 1,), and the images spent on it."""
     highest, lowest = flow.sigma_max, flow.sigma_min
     if name in CLOSED_FORMS:
-        number = flow.config.flow_images
-        seeds = flow.rng(seeds_of(seed, number), Stream.TUNING)
-        found = flow.sampler.closed_form(*seeds, CLOSED_FORMS[name])
-        return lambda steps: (found(steps), number)
+        return lambda steps: (flow.closed_form(seed)(steps, CLOSED_FORMS[name]), flow.config.flow_images)
     if name == TUNED:
         return lambda steps: tuned(steps, flow, score, seed)
     if name == TO_0:

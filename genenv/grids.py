@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -227,21 +228,23 @@ def heun_form(steps: int, levels: Tensor, acceleration: Tensor, second: Tensor) 
     place = torch.arange(1, PLACES * (len(nodes) - 1), dtype=torch.float64) / PLACES
     fine = [_between(place, values) for values in (nodes, root, below)]
     error = fine[1] ** 3 / (12 * (steps - 1) ** 2) + below[-1] - fine[2]
-    least = error.where(
-        fine[1] > 0, math.inf
-    ).argmin()  # where all above is straight there is nothing to divide
+    # Where all above is straight there is nothing to divide.
+    least = error.where(fine[1] > 0, math.inf).argmin()
     return torch.cat([_even(steps - 1, nodes, root, fine[1][least])[:-1], fine[0][least, None], nodes[-1:]])
 
 
+class ClosedForm(Protocol):
+    """What `measured_closed_form` gives."""
+
+    def __call__(self, steps: int, solver: str = "euler") -> Tensor:
+        """Returns the grid (K + 1,) that makes the errors of a solver's steps least; ValueError for another solver."""
+        ...
+
+
 def measured_closed_form(
-    denoiser: Denoiser,
-    x: Tensor,
-    sigma_max: float,
-    sigma_min: float,
-    difference: float | None = None,
-    solver: str = "euler",
-) -> Callable[[int], Tensor]:
-    """Returns K -> `closed_form`, or `heun_form`, from `accelerations` at `FINE` levels along the way of N points.
+    denoiser: Denoiser, x: Tensor, sigma_max: float, sigma_min: float, difference: float | None = None
+) -> ClosedForm:
+    """Returns `closed_form` and `heun_form` at any K, from `accelerations` at `FINE` levels along the way of N points.
 
     Args:
         denoiser: D(x; sigma).
@@ -249,18 +252,18 @@ def measured_closed_form(
         sigma_max: the noise level of the points.
         sigma_min: the flow is measured down to it.
         difference: of `genenv.solvers.flow_acceleration`.
-        solver: whose errors are counted, "euler" or "heun".
-
-    Raises:
-        ValueError: if there is no such form.
     """
-    if solver not in ("euler", "heun"):
-        raise ValueError(f"closed forms are of the solvers euler and heun, got {solver!r}")
     levels = edm(FINE, sigma_max, sigma_min)[:-1]
     first, second = accelerations(denoiser, x, levels, difference)
-    if solver == "euler":
-        return lambda steps: closed_form(steps, levels, first)
-    return lambda steps: heun_form(steps, levels, first, second)
+
+    def of(steps: int, solver: str = "euler") -> Tensor:
+        if solver == "euler":
+            return closed_form(steps, levels, first)
+        if solver == "heun":
+            return heun_form(steps, levels, first, second)
+        raise ValueError(f"closed forms are of the solvers euler and heun, got {solver!r}")
+
+    return of
 
 
 def _means(levels: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:

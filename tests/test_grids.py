@@ -238,7 +238,7 @@ ONES = torch.ones(3, 4)
             r"levels must fall by 25% at least, got \[3.0\]",
         ),
         (
-            lambda: grids.measured_closed_form(standard_normal, ONES, 3.0, 0.1, solver="rk4"),
+            lambda: grids.measured_closed_form(standard_normal, ONES, 3.0, 0.1)(4, "rk4"),
             "of the solvers euler and heun, got 'rk4'",
         ),
         (

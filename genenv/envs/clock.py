@@ -22,7 +22,7 @@ from genenv.actions import Schedule, ScheduleActions
 from genenv.envs import diffusion, flow
 from genenv.envs.ode import ODESampler, pixels
 from genenv.fields import LATENT_LIMIT, Field, feature_field, latent_field, limit_latents, shown_features
-from genenv.grids import measured_closed_form
+from genenv.grids import ClosedForm, measured_closed_form
 from genenv.models.unet import load_unet
 from genenv.protocols import Context, Observation, Sampler
 from genenv.rng import BatchRng, Purpose
@@ -195,14 +195,12 @@ class ClockSampler:
         flow = self.flow
         return lambda x, sigma: flow.denoiser(x, sigma.clamp(min=flow.sigma_min), context)
 
-    def closed_form(self, context: Context, rng: BatchRng, solver: str = "euler") -> Callable[[int], Tensor]:
-        """Returns K -> the grid (K + 1,) of `genenv.grids.measured_closed_form`, on the way of images (N)."""
+    def closed_form(self, context: Context, rng: BatchRng) -> ClosedForm:
+        """Returns `genenv.grids.measured_closed_form`, on the way of images (N)."""
         flow = self.flow
         difference = None if flow.derivative == "jvp" else DIFFERENCE
         x = self.noise(context, rng)
-        return measured_closed_form(
-            self.denoiser(context), x, flow.sigma_max, flow.sigma_min, difference, solver
-        )
+        return measured_closed_form(self.denoiser(context), x, flow.sigma_max, flow.sigma_min, difference)
 
     def actions(self, mode: str, device: torch.device) -> ScheduleActions:
         """Returns how actions become speeds."""
