@@ -6,6 +6,7 @@ Networks of other papers that generate alike take the same sampler; see `sampler
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -296,7 +297,9 @@ def num_decisions(grid_size: int, num_steps: int | None, tokens_per_decision: in
     return horizon
 
 
-def make_sampler(
+def sampler_of(
+    part: str,
+    published: Settings,
     backbone: str,
     num_steps: int | None,
     device: torch.device | str,
@@ -309,35 +312,8 @@ def make_sampler(
     top_p: float | None = None,
     token_temperature: float | None = None,
 ) -> RasterSampler:
-    """Returns LlamaGen's sampler of a named backbone; for the last four settings see `schedule`."""
-    given = Settings(guidance_weight, top_k, top_p, token_temperature)
-    return sampler_of(
-        "llamagen",
-        backbone,
-        num_steps,
-        device,
-        dtype,
-        needs_features,
-        compile,
-        tokens_per_decision,
-        given,
-        LLAMAGEN,
-    )
-
-
-def sampler_of(
-    part: str,
-    backbone: str,
-    num_steps: int | None,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    needs_features: bool,
-    compile: bool,
-    tokens_per_decision: int | None,
-    given: Settings,
-    published: Settings,
-) -> RasterSampler:
     """Returns the sampler of a backbone's transformer, named by `part`, and its tokenizer; see `schedule`."""
+    given = Settings(guidance_weight, top_k, top_p, token_temperature)
     transformer: RasterTransformer = load_part(part, backbone).to(device, dtype)
     tokenizer = load_part("vq", backbone).to(device)
     grid_size, codebook_size = transformer.grid_size, transformer.codebook_size
@@ -355,3 +331,7 @@ def sampler_of(
         image_shape=(tokenizer.image_channels, side, side),
         needs_features=needs_features,
     )
+
+
+make_sampler = functools.partial(sampler_of, "llamagen", LLAMAGEN)
+"""(backbone, num_steps, ...) -> LlamaGen's sampler; see `sampler_of`."""
