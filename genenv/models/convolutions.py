@@ -218,3 +218,49 @@ class Decoder(nn.Module):
         for block in [*self.mid.values(), *reversed(self.up)]:
             x = block(x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class VQAutoencoder(nn.Module):
+    """Images (N, 3, H, W) in [0, 1] to tokens and back, through pixels in [-1, 1].
+
+    Args:
+        encoder: images (N, 3, H, W) -> (N, z_channels, h, w).
+        decoder: the way back, unclamped.
+        quantize: a codebook: called, tokens (N, h, w) -> entries (N, D, h, w); `nearest` the other way.
+        z_channels: channels between the convolutions and the codebook.
+        codebook_dim: dimension D of an entry.
+        downsampling: H / h.
+    """
+
+    image_channels = 3
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        quantize: nn.Module,
+        z_channels: int,
+        codebook_dim: int,
+        downsampling: int,
+    ):
+        super().__init__()
+        self.encoder, self.decoder, self.quantize = encoder, decoder, quantize
+        self.quant_conv = nn.Conv2d(z_channels, codebook_dim, 1)
+        self.post_quant_conv = nn.Conv2d(codebook_dim, z_channels, 1)
+        self.downsampling = downsampling
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Returns the encoder's output before quantisation (N, codebook_dim, h, w)."""
+        return self.quant_conv(self.encoder(2 * images - 1))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Returns tokens (N, h, w) int64 of images (N, 3, H, W) in [0, 1]."""
+        return self.quantize.nearest(self.latents(images))  # type: ignore[operator]
+
+    def decode_unclamped(self, tokens: Tensor) -> Tensor:
+        """Returns the decoder's output (N, 3, H, W), nominally in [-1, 1], for tokens (N, h, w)."""
+        return self.decoder(self.post_quant_conv(self.quantize(tokens)))
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Returns images (N, 3, H, W) in [0, 1] of tokens (N, h, w)."""
+        return ((self.decode_unclamped(tokens) + 1) / 2).clamp(0, 1)

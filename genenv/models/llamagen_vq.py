@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genenv.models.convolutions import AttentionBlock, DownLevel, Level, ResidualBlock, UpLevel
+from genenv.models.convolutions import AttentionBlock, DownLevel, Level, ResidualBlock, UpLevel, VQAutoencoder
 
 
 def _middle(width: int) -> nn.ModuleList:
@@ -88,8 +88,8 @@ class Codebook(nn.Module):
         return (F.normalize(latents, dim=1).permute(0, 2, 3, 1) @ entries.T).argmax(-1)
 
 
-class LlamaGenVQ(nn.Module):
-    """Images (N, 3, H, W) in [0, 1] to tokens and back.
+class LlamaGenVQ(VQAutoencoder):
+    """LlamaGen's autoencoder.
 
     Args:
         ch: channels of the first level.
@@ -100,8 +100,6 @@ class LlamaGenVQ(nn.Module):
         codebook_dim: dimension of an entry.
     """
 
-    image_channels = 3
-
     def __init__(
         self,
         ch: int = 128,
@@ -110,26 +108,12 @@ class LlamaGenVQ(nn.Module):
         codebook_size: int = 16384,
         codebook_dim: int = 8,
     ):
-        super().__init__()
-        self.codebook_size, self.downsampling = codebook_size, 2 ** (len(ch_mult) - 1)
-        self.encoder = Encoder(ch, ch_mult, 2, z_channels)
-        self.decoder = Decoder(ch, ch_mult, 3, z_channels)
-        self.quantize = Codebook(codebook_size, codebook_dim)
-        self.quant_conv = nn.Conv2d(z_channels, codebook_dim, 1)
-        self.post_quant_conv = nn.Conv2d(codebook_dim, z_channels, 1)
-
-    def latents(self, images: Tensor) -> Tensor:
-        """Returns the encoder's output before quantisation (N, codebook_dim, h, w)."""
-        return self.quant_conv(self.encoder(2 * images - 1))
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Returns tokens (N, h, w) int64 of images (N, 3, H, W) in [0, 1]."""
-        return self.quantize.nearest(self.latents(images))
-
-    def decode_unclamped(self, tokens: Tensor) -> Tensor:
-        """Returns the decoder's output (N, 3, H, W), nominally in [-1, 1], for tokens (N, h, w)."""
-        return self.decoder(self.post_quant_conv(self.quantize(tokens)))
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Returns images (N, 3, H, W) in [0, 1] of tokens (N, h, w)."""
-        return ((self.decode_unclamped(tokens) + 1) / 2).clamp(0, 1)
+        super().__init__(
+            Encoder(ch, ch_mult, 2, z_channels),
+            Decoder(ch, ch_mult, 3, z_channels),
+            Codebook(codebook_size, codebook_dim),
+            z_channels,
+            codebook_dim,
+            2 ** (len(ch_mult) - 1),
+        )
+        self.codebook_size = codebook_size
