@@ -16,9 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.adagen import Config, load_policy
-from agents.console import Rows, cell, print_table
+from agents.console import CONSOLE, Rows, cell
 from agents.runs import read_config
-from genenv.console import exit_status
+from genenv.console import exit_status, print_table
 from genenv.evaluation import Evaluator
 from genenv.metrics.names import SUMMARY
 from genenv.ranges import AT_LEAST_1, check
@@ -55,7 +55,7 @@ def main(arguments: Arguments) -> None:
         metrics = evaluator.repetition(policy, config.seed, name).metrics
         rows.add(name, metrics)
         table.add_row(f"{fidelity:g}", *(cell(metrics, name) for name in SUMMARY))
-    print_table(table)
+    print_table(CONSOLE, table)
 
 
 if __name__ == "__main__":

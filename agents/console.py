@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from genenv.checkpoints import write_text
+from genenv.checkpoints import prepare_file, write_text
 from genenv.metrics.names import in_a_line
 
 CONSOLE = Console()
@@ -19,12 +18,6 @@ CONSOLE = Console()
 def say(text: str) -> None:
     """Prints a line as it is."""
     CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def print_table(table: Table) -> None:
-    """Prints a table of many columns."""
-    CONSOLE.width = max(CONSOLE.width, 130)  # a cell that is wrapped cannot be read
-    CONSOLE.print(table)
 
 
 def cell(metrics: Mapping[str, float], name: str, form: str = ".3f") -> str:
@@ -45,9 +38,7 @@ class Rows:
     def __init__(self, out: Path | None = None):
         self._out, self._rows = out, dict[str, dict[str, float]]()
         if out is not None:
-            if out.is_dir():
-                raise ValueError(f"out must be a file, got the folder {out}")
-            out.parent.mkdir(parents=True, exist_ok=True)
+            prepare_file(out)
 
     def add(self, name: str, metrics: Mapping[str, float]) -> None:
         """Tells and saves a row."""

@@ -19,8 +19,8 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.adagen import Networks, load_networks
-from agents.console import Rows, cell, print_table
-from genenv.console import exit_status
+from agents.console import CONSOLE, Rows, cell
+from genenv.console import exit_status, print_table
 from genenv.evaluation import first_seed
 from genenv.metrics.judge import Judge
 from genenv.metrics.names import SUMMARY
@@ -182,7 +182,7 @@ def main(arguments: Arguments) -> None:
         rows.add(name, metrics | {"nfe": parts[0].nfe})
         values = [cell(metrics, name) for name in SUMMARY]
         table.add_row(name, *values, f"{parts[0].nfe:.0f}")
-    print_table(table)
+    print_table(CONSOLE, table)
 
 
 def _judges_alone(reward: Reward) -> bool:

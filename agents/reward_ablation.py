@@ -20,10 +20,10 @@ from rich.table import Table
 from torch import Tensor
 
 from agents.adagen import Config, load_policy
-from agents.console import Rows, print_table
+from agents.console import CONSOLE, Rows
 from agents.runs import read_config, reward_spec
 from genenv.checkpoints import torch_device
-from genenv.console import exit_status
+from genenv.console import exit_status, print_table
 from genenv.evaluation import Evaluator
 from genenv.metrics.intervals import interval
 from genenv.metrics.names import SUMMARY
@@ -91,7 +91,7 @@ def main(arguments: Arguments) -> None:
     for name, columns in values.items():
         cells = [interval(column) for column in columns.values()]
         table.add_row(name, *cells, str(len(columns["fid"])))
-    print_table(table)
+    print_table(CONSOLE, table)
     if arguments.out is not None:
         save_samples(arguments.out, samples, labels)
 

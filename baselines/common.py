@@ -18,9 +18,9 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from genenv.checkpoints import write_text
+from genenv.checkpoints import prepare_file, write_text
 from genenv.cli import json_object, known_id
-from genenv.console import exit_status
+from genenv.console import exit_status, print_table
 from genenv.evaluation import Evaluator
 from genenv.metrics.intervals import interval
 from genenv.metrics.names import SUMMARY, in_a_line
@@ -208,18 +208,14 @@ def main(
     def work() -> None:
         task = tyro.cli(task_type, description=description)
         if task.out is not None:
-            if task.out.is_dir():
-                raise ValueError(f"out must be a file, got the folder {task.out}")
-            task.out.parent.mkdir(parents=True, exist_ok=True)  # a mistake is told before anything is spent
+            prepare_file(task.out)
         for result in run(task):
             results.append(result)
             print(_in_a_line(result), file=sys.stderr, flush=True)
             if task.out is not None:
                 write_results(task.out, results)
                 saved[:] = [f"; {task.out} holds what was finished"]
-        console = Console()
-        console.width = max(console.width, 130)  # a cell that is wrapped cannot be read
-        console.print((table or table_of)(results))
+        print_table(Console(), (table or table_of)(results))
 
     return exit_status(work, left=lambda: "".join(saved))
 

@@ -277,6 +277,17 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
 
 
+def prepare_file(path: Path) -> None:
+    """Makes the folder of a file that will be written, so that a mistake is told before anything is spent.
+
+    Raises:
+        ValueError: if the path is that of a folder.
+    """
+    if path.is_dir():
+        raise ValueError(f"out must be a file, got the folder {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file under a temporary name and renames it."""
     with replacing(path) as partial:

@@ -1,4 +1,4 @@
-"""How every command ends: a user's mistake in one line, and an exit status."""
+"""How every command ends: tables that can be read, a user's mistake in one line, and an exit status."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gymnasium as gym
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 USER_ERRORS = (ValueError, OSError, ImportError, gym.error.Error)
 """What a user's mistake raises: every command tells it in one line, and anything else with its traceback."""
@@ -41,3 +46,9 @@ def exit_status(
         sys.stderr.write(f"{program}: interrupted{left()}\n")
         return 130
     return status
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Prints a table of many columns."""
+    console.width = max(console.width, 130)  # a cell that is wrapped cannot be read
+    console.print(table)
