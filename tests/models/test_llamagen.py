@@ -7,7 +7,6 @@ import torch
 from genenv.models.llamagen import (
     RELEASED,
     LlamaGenTransformer,
-    llamagen_digits,
     llamagen_imagenet,
     rotary_table,
 )
@@ -52,31 +51,6 @@ def test_a_prediction_depends_on_the_tokens_before_it_only(batch):
         assert moved.tolist() == [False] * (place + 1) + [True] * (GRID**2 - place)
 
 
-def test_reading_token_by_token_gives_what_one_pass_gives(batch):
-    tokens, labels = batch
-    model = small_transformer()
-    logits, features = model(tokens, labels)
-    cache = model.new_cache(3)
-    for j in range(GRID**2):
-        entry = tokens[:, j - 1 : j] if j else tokens[:, :0]
-        one = model.read(entry, labels if j == 0 else None, j, cache, slice(0, 3))
-        torch.testing.assert_close(one[0], logits[:, j])
-        torch.testing.assert_close(one[1], features[:, j])
-    assert cache.length == GRID**2
-
-
-@pytest.mark.parametrize("first", [0, 1, 4])
-def test_several_entries_can_be_read_at_once_into_some_rows(first, batch):
-    tokens, labels = batch
-    model = small_transformer()
-    cache = model.new_cache(5)
-    if first:
-        model.read(tokens[:, : first - 1], labels, 0, cache, slice(2, 5))
-    rest = tokens[:, max(first - 1, 0) : 7]
-    logits, _ = model.read(rest, None if first else labels, first, cache, slice(2, 5))
-    torch.testing.assert_close(logits, model(tokens, labels)[0][:, 7])
-
-
 def test_the_rotary_table_turns_half_the_pairs_with_the_row_and_half_with_the_column():
     table = rotary_table(torch.arange(10), 3, 8)
     assert table.shape == (10, 4, 2)
@@ -103,17 +77,6 @@ def test_dropout_acts_in_training_alone(batch):
     assert torch.equal(model(*batch)[0], small_transformer()(*batch)[0])
     model.train()
     assert not torch.equal(model(*batch)[0], model(*batch)[0])
-
-
-def test_the_digits_generator_is_small_and_runs_in_half_precision():
-    model = llamagen_digits().eval().requires_grad_(False)
-    assert 4e5 < sum(p.numel() for p in model.parameters()) < 6e5
-    model = model.to(torch.bfloat16)
-    cache = model.new_cache(2)
-    tokens = torch.zeros(2, 1, dtype=torch.int64)
-    logits, features = model.read(tokens, torch.tensor([0, 10]), 0, cache, slice(0, 2))
-    assert cache.keys.dtype == logits.dtype == features.dtype == torch.bfloat16
-    assert logits.isfinite().all()
 
 
 def test_the_tokenizer_turns_images_into_codes_and_back():

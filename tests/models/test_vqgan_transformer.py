@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from genenv.models.vqgan_transformer import VQGANTransformer, vqgan_digits, vqgan_imagenet
+from genenv.models.vqgan_transformer import VQGANTransformer, vqgan_imagenet
 
 GRID, CODES, CLASSES, DIM, HEADS = 3, 10, 4, 16, 2
 LENGTH = GRID**2
@@ -103,31 +103,6 @@ def test_a_prediction_depends_on_the_tokens_before_it_only(batch):
         assert moved.tolist() == [False] * (place + 1) + [True] * (LENGTH - 1 - place)
 
 
-def test_reading_token_by_token_gives_what_one_pass_gives(batch):
-    tokens, labels = batch
-    model = small_transformer()
-    logits, features = model(tokens[:, :-1], labels)
-    cache = model.new_cache(3)
-    for j in range(LENGTH):
-        entry = tokens[:, j - 1 : j] if j else tokens[:, :0]
-        one = model.read(entry, labels if j == 0 else None, j, cache, slice(0, 3))
-        torch.testing.assert_close(one[0], logits[:, j], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(one[1], features[:, j], rtol=1e-5, atol=1e-5)
-    assert cache.length == LENGTH
-
-
-@pytest.mark.parametrize("first", [0, 1, 4])
-def test_several_entries_can_be_read_at_once_into_some_rows(first, batch):
-    tokens, labels = batch
-    model = small_transformer()
-    cache = model.new_cache(5)
-    if first:
-        model.read(tokens[:, : first - 1], labels, 0, cache, slice(2, 5))
-    rest = tokens[:, max(first - 1, 0) : 7]
-    logits, _ = model.read(rest, None if first else labels, first, cache, slice(2, 5))
-    torch.testing.assert_close(logits, model(tokens[:, :7], labels)[0][:, 7], rtol=1e-5, atol=1e-5)
-
-
 def test_log_probabilities_add_up_to_one_over_the_tokens_of_a_place(batch):
     tokens, labels = batch
     model, place = small_transformer(), LENGTH - 1
@@ -151,17 +126,6 @@ def test_labels_beyond_the_token_table_are_refused():
     VQGANTransformer(2, 10, 4, 1, 1, num_classes=10, null_class=False)
     with pytest.raises(ValueError, match="must fit the token table of codebook_size=10, got 11 labels"):
         VQGANTransformer(2, 10, 4, 1, 1, num_classes=10)
-
-
-def test_the_digits_generator_is_small_and_runs_in_half_precision():
-    model = vqgan_digits().eval().requires_grad_(False)
-    assert 4e5 < sum(p.numel() for p in model.parameters()) < 6e5
-    model = model.to(torch.bfloat16)
-    cache = model.new_cache(2)
-    tokens = torch.zeros(2, 1, dtype=torch.int64)
-    logits, features = model.read(tokens, torch.tensor([0, 10]), 0, cache, slice(0, 2))
-    assert cache.keys.dtype == logits.dtype == features.dtype == torch.bfloat16
-    assert logits.isfinite().all()
 
 
 def test_the_released_generator_has_its_published_size():
