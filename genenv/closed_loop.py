@@ -27,7 +27,7 @@ from genenv.envs.maskgit import MaskGITSampler
 from genenv.envs.ode import ODESampler
 from genenv.envs.raster_ar import RasterSampler
 from genenv.envs.var import VARSampler
-from genenv.filters import keep_top_k, keep_top_p
+from genenv.filters import at_temperature
 from genenv.protocols import Context, Sampler
 from genenv.rng import BatchRng, categorical, gumbel
 from genenv.schedules import ScheduleParam, handcrafted
@@ -61,13 +61,12 @@ def _maskgit(sampler: MaskGITSampler, context: Context, rng: BatchRng, separate:
     conditional, _ = sampler.network(tokens, given)
     for t, params in enumerate(hand_crafted_params(sampler.params, context)):
         unconditional, _ = sampler.network(tokens, null)
-        weight, temperature = (
-            params[name].float()[:, None, None] for name in ("guidance_weight", "token_temperature")
-        )
+        weight = params["guidance_weight"].float()[:, None, None]
         logits = conditional.float() + weight * (conditional.float() - unconditional.float())
         token_uniform, mask_uniform = rng.at(t).uniform(2, sampler.length).unbind(1)
         masked = tokens == sampler.mask_id
-        sampled = torch.where(masked, categorical(logits / temperature, token_uniform), tokens)
+        drawn = categorical(at_temperature(logits, params["token_temperature"]), token_uniform)
+        sampled = torch.where(masked, drawn, tokens)
         score = logits.log_softmax(-1).gather(-1, sampled[..., None])[..., 0]
         confidence = score + params["mask_temperature"].float()[:, None] * gumbel(mask_uniform).float()
         confidence = confidence.masked_fill(~masked, math.inf)
@@ -100,8 +99,7 @@ def _var(sampler: VARSampler, context: Context, rng: BatchRng, separate: bool) -
         conditional, unconditional = predict(scale).chunk(2)
         weight = (params["guidance_weight"] * (scale / max(last, 1))).float()[:, None, None]
         logits = conditional + weight * (conditional - unconditional)
-        logits = keep_top_p(keep_top_k(logits, params["top_k"]), params["top_p"])
-        logits = logits / params["token_temperature"].float()[:, None, None]
+        logits = sampler.filtered(logits, params)
         tokens = categorical(logits, rng.at(scale).uniform(logits.shape[1]))
         latents = latents + quantiser.expand(quantiser.embedding(tokens), scale)
         if scale < last:
@@ -141,9 +139,7 @@ def _raster(sampler: RasterSampler, context: Context, rng: BatchRng, separate: b
                 conditional, unconditional = logits.chunk(2)
                 weight = params["guidance_weight"].float()[:, None]
                 logits = conditional + weight * (conditional - unconditional)
-            logits = logits / params["token_temperature"].float()[:, None]
-            logits = keep_top_p(keep_top_k(logits, params["top_k"]), params["top_p"])
-            newest = categorical(logits, uniform)[:, None]
+            newest = categorical(sampler.filtered(logits, params), uniform)[:, None]
             tokens.append(newest)
     if separate:
         predict(len(tokens) - 1)

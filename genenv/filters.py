@@ -1,4 +1,4 @@
-"""Top-k and top-p filters with a setting for each image."""
+"""What is done to logits before a token is drawn, with a setting for each image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+COLDEST = 1e-4
+"""What a temperature of 0 is taken for."""
 
 
 def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
@@ -39,3 +42,8 @@ def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
     before = F.pad(ordered.softmax(-1).cumsum(-1)[..., :-1], (1, 0))
     dropped = (before > p) & (p < 1)
     return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, index, dropped), -math.inf)
+
+
+def at_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Returns logits (N, ..., V) over temperatures (N,); 0 is the limit of small ones: the likeliest token."""
+    return logits / temperature.float().clamp(min=COLDEST).view(-1, *[1] * (logits.ndim - 1))

@@ -20,6 +20,15 @@ SETTINGS = [
     *(("AdaGen/DiT-v0", {"solver": solver, "num_steps": 4}) for solver in ("euler", "heun", "dpmpp2m")),
     ("AdaGen/SiT-v0", {"solver": "heun", "num_steps": 4, "grid": "cosine"}),
 ]
+AT_AN_END = [
+    *((f"AdaGen/{name}-v0", {"token_temperature": 0}) for name in ("MaskGIT", "VAR", "LlamaGen", "VQGAN")),
+    ("AdaGen/MaskGIT-v0", {"mask_temperature": 0, "guidance_weight": 0}),
+    ("AdaGen/VAR-v0", {"top_k": 0}),
+    ("AdaGen/VAR-v0", {"top_k": 0, "top_k_rule": "released"}),
+    ("AdaGen/LlamaGen-v0", {"top_k": 0.5, "top_p": 1}),
+    ("AdaGen/VQGAN-v0", {"top_k": 0, "guidance_weight": 0}),
+    ("AdaGen/DiT-v0", {"guidance_weight": 0}),
+]
 
 
 def random_network(part, backbone):
@@ -73,6 +82,15 @@ def test_the_tokens_or_latents_are_those_of_the_hand_crafted_episode(make, env_i
     ours, another = (loop_images(env, seed, separate) for seed in (5, 6))
     torch.testing.assert_close(ours, run_episode(env, static_actor(env), seed=5).images, rtol=1e-5, atol=1e-5)
     assert (ours - another).abs().mean() > 1e-2
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize(("env_id", "kwargs"), AT_AN_END)
+def test_so_they_are_with_settings_at_the_ends_of_their_ranges(make, env_id, kwargs, separate):
+    env = make(env_id, **kwargs)
+    undecoded(env)
+    expected = run_episode(env, static_actor(env), seed=5).images
+    torch.testing.assert_close(loop_images(env, 5, separate), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("env_id", ENV_IDS)

@@ -12,6 +12,7 @@ from torch import Tensor
 from genenv.actions import Schedule, ScheduleActions
 from genenv.conditions import Condition, Labels
 from genenv.fields import Field, feature_field, shown_features
+from genenv.filters import at_temperature
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical, gumbel
 from genenv.schedules import (
@@ -155,9 +156,7 @@ class MaskGITSampler:
         if prediction.unconditional is not None:
             weight = params["guidance_weight"].float()[:, None, None]
             logits = logits + weight * (logits - prediction.unconditional.float())
-        # A temperature of 0 is the limit of small ones: the likeliest token.
-        temperature = params["token_temperature"].float().clamp(min=1e-4)[:, None, None]
-        drawn = categorical(logits / temperature, token_uniform)  # (N, L)
+        drawn = categorical(at_temperature(logits, params["token_temperature"]), token_uniform)  # (N, L)
         undecided = state.tokens == self.mask_id
         sampled = torch.where(undecided, drawn, state.tokens)
         log_probability = logits.log_softmax(-1).gather(-1, sampled[..., None])[..., 0]

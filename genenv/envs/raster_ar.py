@@ -17,7 +17,7 @@ from torch import Tensor
 from genenv.actions import Schedule, ScheduleActions
 from genenv.conditions import Condition, Labels, both
 from genenv.fields import Field, feature_field, shown_features
-from genenv.filters import keep_top_k, keep_top_p
+from genenv.filters import at_temperature, keep_top_k, keep_top_p
 from genenv.models.kv_cache import KVCache
 from genenv.models.raster import RasterTransformer
 from genenv.protocols import Context, Observation
@@ -176,8 +176,7 @@ class RasterSampler:
 
     def filtered(self, logits: Tensor, params: Schedule) -> Tensor:
         """Returns the logits (N, V) that the token is drawn from."""
-        # A temperature of 0 is the limit of small ones: the likeliest token.
-        logits = logits / params["token_temperature"].float().clamp(min=1e-4)[:, None]
+        logits = at_temperature(logits, params["token_temperature"])
         # Below 1 the filter would turn itself off.
         return keep_top_p(keep_top_k(logits, params["top_k"].clamp(min=1)), params["top_p"])
 

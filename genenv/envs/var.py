@@ -12,7 +12,7 @@ from torch import Tensor
 from genenv.actions import Schedule, ScheduleActions
 from genenv.conditions import Condition, Labels, both
 from genenv.fields import feature_field, latent_field, limit_latents, shown_features
-from genenv.filters import keep_top_k, keep_top_p
+from genenv.filters import at_temperature, keep_top_k, keep_top_p
 from genenv.models.digits_msvq import DigitsMSVQ
 from genenv.models.kv_cache import KVCache
 from genenv.models.var import VARTransformer
@@ -165,11 +165,7 @@ class VARSampler:
         """Takes one decision with given randomness: uniform (N, M) for the tokens."""
         assert state.prediction is not None
         logits = self.guided_logits(state, params["guidance_weight"])
-        top_k = params["top_k"] if self.top_k_rule == "released" else params["top_k"].clamp(min=1)
-        kept = keep_top_p(keep_top_k(logits, top_k), params["top_p"])
-        # A temperature of 0 is the limit of small ones: the likeliest token.
-        temperature = params["token_temperature"].float().clamp(min=1e-4)[:, None, None]
-        tokens = categorical(kept / temperature, token_uniform)  # (N, M)
+        tokens = categorical(self.filtered(logits, params), token_uniform)  # (N, M)
         log_probability = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
         latents = state.latents + self.quantiser.expand(self.quantiser.embedding(tokens), state.step)
         maps, step = state.maps, state.step + 1
@@ -196,6 +192,12 @@ class VARSampler:
             return logits
         weight = (weight * (state.step / max(self.horizon - 1, 1))).float()[:, None, None]
         return logits + weight * (logits - state.prediction.unconditional.float())
+
+    def filtered(self, logits: Tensor, params: Schedule) -> Tensor:
+        """Returns the logits (N, M, V) that the tokens are drawn from."""
+        top_k = params["top_k"] if self.top_k_rule == "released" else params["top_k"].clamp(min=1)
+        kept = keep_top_p(keep_top_k(logits, top_k), params["top_p"])
+        return at_temperature(kept, params["token_temperature"])
 
     def decode(self, state: VARState) -> Tensor:
         """Returns images (N, C, H, W) of the accumulated token map."""
