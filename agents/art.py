@@ -622,8 +622,8 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
         )
         speeds = trainer.distil()
         levels = grid(speeds, trainer.sampler.period)
-        beside = {CLOSED_FORM: beside_closed_form(trainer, speeds, out / "clock.png")}
         write_schedule(out / SCHEDULE, {k: resampled(levels, k) for k in range(2, config.largest_grid + 1)})
+        beside = {CLOSED_FORM: beside_closed_form(trainer, speeds, out / "clock.png")}
         assert handcrafted is not None
         return results.finish(
             run,

@@ -147,20 +147,22 @@ def accelerations(
 
     `closed_form` is made of the first, which Euler's errors are in proportion to, and `heun_form` of both.
 
-    The second are differences of Q over a fall of sigma by `SPAN`: steps pass over what trembles more finely.
+    The second are differences of Q over a fall of sigma by `SPAN`, or over all levels where these fall by less: steps
+    pass over what trembles more finely.
 
     Args:
         denoiser: D(x; sigma).
         x: (N, ...) at the first level; a few hundred points.
-        levels: (M,) that fall, by `SPAN` at least, and stay above 0; fine, for the flow to be followed.
+        levels: (M,), at least two, that fall and stay above 0; fine, for the flow to be followed.
         difference: of `genenv.solvers.flow_acceleration`.
 
     Raises:
-        ValueError: if the levels fall by less.
+        ValueError: if there are fewer levels.
     """
     grid = levels.double().to(x.device)
-    if not len(grid) or grid[-1] > grid[0] * (1 - SPAN):
-        raise ValueError(f"levels must fall by {SPAN:.0%} at least, got {levels.tolist()}")
+    if len(grid) < 2:
+        raise ValueError(f"levels must be two or more, got {len(grid)}")
+    span = min(SPAN, 1 - (grid[-1] / grid[0]).item())
     steps = torch.cat([-grid.diff(), grid.new_zeros(1)])  # none from the last level
     first: list[Tensor] = []
     second: list[Tensor] = []
@@ -173,10 +175,10 @@ def accelerations(
             change = flow_acceleration(denoiser, x, sigma, flow, difference)
             first.append(_norm(change))
             above.append((place, change))
-            while len(above) > 1 and grid[above[1][0]] * (1 - SPAN) >= level:
+            while len(above) > 1 and grid[above[1][0]] * (1 - span) >= level:
                 above.popleft()
             start, before = above[0]
-            if grid[start] * (1 - SPAN) >= level:
+            if place > start and (grid[start] * (1 - span) >= level or place == len(grid) - 1):
                 second.append(_norm(change - before) / (grid[start] - level))
                 places.append((start + place) // 2)
             x = x + step.to(x.dtype) * flow
@@ -199,7 +201,7 @@ def closed_form(steps: int, levels: Tensor, acceleration: Tensor) -> Tensor:
         ValueError: if steps < 1, the levels do not fall, or |Q| is not finite, negative or 0 throughout.
     """
     _check_steps(steps)
-    nodes, mean = _means(levels, acceleration)
+    nodes, mean = _means(levels, acceleration, "acceleration")
     return _even(steps, nodes, _integral(nodes, mean.sqrt()))
 
 
@@ -220,10 +222,10 @@ def heun_form(steps: int, levels: Tensor, acceleration: Tensor, second: Tensor) 
         ValueError: as `closed_form`, of both.
     """
     _check_steps(steps)
-    nodes, mean = _means(levels, acceleration)
+    nodes, mean = _means(levels, acceleration, "acceleration")
     if steps == 1:
         return nodes[[0, -1]]
-    root = _integral(nodes, _means(levels, second)[1] ** (1 / 3))
+    root = _integral(nodes, _means(levels, second, "second")[1] ** (1 / 3))
     below = _integral(nodes, mean * nodes)
     place = torch.arange(1, PLACES * (len(nodes) - 1), dtype=torch.float64) / PLACES
     fine = [_between(place, values) for values in (nodes, root, below)]
@@ -266,15 +268,19 @@ def measured_closed_form(
     return of
 
 
-def _means(levels: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns levels and the mean norms at them, (M + 1,) each: down to 0, where it is that of the last level."""
+def _means(levels: Tensor, norms: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Returns levels and the mean norms at them, (M + 1,) each: down to 0, where it is that of the last level.
+
+    Raises:
+        ValueError: if the levels do not fall, or the norms, called `name`, are not finite, negative or 0 throughout.
+    """
     nodes = noise_levels(torch.cat([levels.double().cpu(), torch.zeros(1, dtype=torch.float64)]))
     if len(norms) != len(levels):
-        raise ValueError(f"acceleration must have a row for each of {len(levels)} levels, got {len(norms)}")
+        raise ValueError(f"{name} must have a row for each of {len(levels)} levels, got {len(norms)}")
     mean = norms.double().cpu().mean(1)
     if not bool((mean.isfinite() & (mean >= 0)).all()) or not bool(mean.any()):
         raise ValueError(
-            f"acceleration must be finite, not negative and not 0 throughout, got means {mean.tolist()}"
+            f"{name} must be finite, not negative and not 0 throughout, got means {mean.tolist()}"
         )
     return nodes, torch.cat([mean, mean[-1:]])
 
