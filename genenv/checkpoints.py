@@ -284,7 +284,7 @@ def prepare_file(path: Path) -> None:
         ValueError: if the path is that of a folder.
     """
     if path.is_dir():
-        raise ValueError(f"out must be a file, got the folder {path}")
+        raise ValueError(f"out must be a file, got the folder {path}; name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 

@@ -372,15 +372,17 @@ def to_tensor(actions: Any) -> Tensor:
     """Returns numbers as a tensor; an array may have any strides and byte order, and need not be writeable.
 
     Raises:
-        ValueError: if they are no numbers.
+        ValueError: if they are no numbers of a type that torch has.
     """
-    if isinstance(actions, Tensor):
-        return actions
+    if isinstance(actions, Tensor) or hasattr(actions, "__cuda_array_interface__"):
+        return torch.as_tensor(actions)
     try:
         array = np.asarray(actions)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
-    except (TypeError, ValueError):
-        raise ValueError(f"actions must be an array of numbers, got {actions!r}") from None
+    except (TypeError, ValueError, RuntimeError):  # the last of tensors that require gradients, in a list
+        raise ValueError(
+            f"actions must be an array of numbers, as of float32 or int64, got {actions!r}"
+        ) from None
 
 
 def _whole_number(seed: Any) -> int:

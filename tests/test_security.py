@@ -292,6 +292,16 @@ def test_a_folder_of_diffusers_chooses_no_quantisation(unet, method):
         load_unet(str(unet))
 
 
+def test_a_network_of_another_class_is_not_handed_to_diffusers(unet):
+    change(
+        unet / "unet" / "config.json",
+        _class_name="Other",
+        quantization_config={"quant_method": "bitsandbytes"},
+    )
+    with pytest.raises(ValueError, match=r"must hold the config\.json of a UNet2DModel"):
+        load_unet(str(unet))
+
+
 @pytest.mark.parametrize("name", ["planted.bin", "../planted.bin", "diffusion_pytorch_model.bin"])
 def test_an_index_of_diffusers_leads_to_no_pickle(unet, name):
     index = {"metadata": {"total_size": 1}, "weight_map": {"conv_in.weight": name}}

@@ -152,5 +152,7 @@ def test_an_action_may_be_a_token(kind):
     env.reset(seed=0)
     with pytest.raises(ValueError, match="actions must be whole numbers"):
         env.step(1.7)
-    with pytest.raises(ValueError, match=r"^actions must be an array of numbers, got array\('left', "):
+    with pytest.raises(
+        ValueError, match=r"^actions must be an array of numbers, as of float32 or int64, got array\('left', "
+    ):
         env.step("left")

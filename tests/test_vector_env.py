@@ -271,11 +271,19 @@ def test_actions_are_arrays_of_any_form(form, output):
 
 
 @pytest.mark.parametrize("output", ["torch", "numpy"])
-@pytest.mark.parametrize("actions", [None, "abc", {"a": 1}, [[0.0], [1.0, 2.0]], np.array(["x", "y"])])
+@pytest.mark.parametrize(
+    "actions",
+    [
+        *(None, "abc", {"a": 1}, [[0.0], [1.0, 2.0]], np.array(["x", "y"])),
+        *(np.zeros((3, 4), np.longdouble), [torch.zeros(4, requires_grad=True)] * 3),
+    ],
+)
 def test_actions_that_are_no_numbers_are_refused_by_name(actions, output):
     env = make(output=output)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"^actions must be an array of numbers, got ") as refused:
+    with pytest.raises(
+        ValueError, match=r"^actions must be an array of numbers, as of float32 or int64, got "
+    ) as refused:
         env.step(actions)
     assert repr(actions) in str(refused.value)
 

@@ -62,7 +62,7 @@ class RasterTransformer(nn.Module):
 
         Args:
             tokens: (N, M) int64, the first M < L tokens; the last one of a grid predicts nothing.
-            labels: (N,) int64; `num_classes` for the unconditional prediction.
+            labels: (N,) int64; `num_classes` for the unconditional prediction, where there is a null class.
         """
         features = self.hidden_states(tokens, labels)
         return self.logits(features), features
@@ -72,7 +72,7 @@ class RasterTransformer(nn.Module):
 
         Args:
             tokens: (N, L) int64 in raster order.
-            labels: (N,) int64; `num_classes` for the unconditional one.
+            labels: (N,) int64; `num_classes` for the unconditional one, where there is a null class.
         """
         logits, _ = self(tokens[:, :-1], labels)
         return logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]

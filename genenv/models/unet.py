@@ -128,7 +128,8 @@ def load_unet(folder: str, dtype: torch.dtype = torch.float32) -> UNetDenoiser:
     root = Path(folder).expanduser()
     inner = "unet" if (root / "unet" / "config.json").is_file() else None
     steps = "scheduler" if (root / "scheduler" / "scheduler_config.json").is_file() else None
-    unet_config(root)  # refuses what cannot be meant
+    if unet_config(root) is None:  # it refuses what cannot be meant
+        raise ValueError(f"{folder} must hold the config.json of a {MODEL}, in itself or in its folder unet")
     _check_types(UNet2DModel, root / (inner or "") / "config.json")
     _check_types(DDPMScheduler, root / (steps or "") / "scheduler_config.json")
     try:

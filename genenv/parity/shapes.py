@@ -20,10 +20,12 @@ def check_shapes(folder: Path) -> Iterator[Result]:
             if path.stem not in RELEASES:
                 yield failure(f"{path.stem} is no release")
                 continue
-            model = RELEASES[path.stem].build()
+            release = RELEASES[path.stem]
+            model = release.build()
             state = {
-                name: torch.empty(shape, dtype=getattr(torch, dtype))
+                name.removeprefix(release.prefix): torch.empty(shape, dtype=getattr(torch, dtype))
                 for name, (shape, dtype) in listing["state_dict"].items()
+                if name.startswith(release.prefix)
             }
         try:
             model.load_state_dict(state, strict=True, assign=True)

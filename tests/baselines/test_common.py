@@ -119,7 +119,10 @@ def test_an_interrupted_command_keeps_what_was_finished(monkeypatch, tmp_path, c
 def test_a_command_that_has_no_file_to_write_to_says_so_before_it_starts(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("sys.argv", ["static", "--out", str(tmp_path)])
     assert main(Task, lambda task: pytest.fail("started"), None) == 2
-    assert capsys.readouterr().err == f"static: out must be a file, got the folder {tmp_path}\n"
+    assert (
+        capsys.readouterr().err
+        == f"static: out must be a file, got the folder {tmp_path}; name a file in it\n"
+    )
 
 
 IDS = ", ".join(genenv.env_ids())
