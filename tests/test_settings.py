@@ -42,6 +42,10 @@ ENDS = {
         {"guidance_weight": 0.0, "top_k": 0, "top_p": 1.0},
         {"top_k": 256, "top_p": 0, "token_temperature": 0},
     ],
+    "AdaGen/VQGAN-v0": [
+        {"guidance_weight": 0, "top_k": 256, "top_p": 0},
+        {"token_temperature": 0, "top_p": 1},
+    ],
     "AdaGen/DiT-v0": [{"guidance_weight": 0}],
     "AdaGen/SiT-v0": [{"guidance_weight": 0.0, "solver": "heun"}],
 }

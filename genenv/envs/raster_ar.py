@@ -228,7 +228,7 @@ class RasterSampler:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The constants of a hand-crafted schedule; None leaves the choice to the published ones."""
+    """The constants of a hand-crafted schedule; None leaves the choice to the usual ones."""
 
     guidance_weight: float | None = None
     top_k: float | None = None
@@ -244,20 +244,20 @@ def schedule(
     num_steps: int,
     codebook_size: int,
     given: Settings = Settings(),
-    published: Settings = LLAMAGEN,
+    usual: Settings = LLAMAGEN,
     has_guidance: bool = True,
 ) -> tuple[ScheduleParam, ...]:
     """Returns the parameters with a constant schedule, guidance_weight among them where the network has a null class.
 
-    Top-k reaches from 0 to 2V; a published one of more than V stands at V, where it keeps all. So does the setting 0,
+    Top-k reaches from 0 to 2V; a usual one of more than V stands at V, where it keeps all. So does the setting 0,
     which is no filter in the released code, while an action that makes it 0 keeps one token.
 
     Raises:
         ValueError: if a setting is not a finite number in its range, or a guidance weight is given where there is none.
     """
     up_to_twice_all = scaled_unit(2.0 * codebook_size)
-    assert published.top_k is not None
-    usual = dataclasses.replace(published, top_k=min(published.top_k, codebook_size))
+    assert usual.top_k is not None
+    usual = dataclasses.replace(usual, top_k=min(usual.top_k, codebook_size))
 
     def param(name: str, bijector: Bijector, span: float, at_0: float = 0.0) -> ScheduleParam:
         value = setting(name, getattr(given, name), getattr(usual, name), bijector) or at_0
@@ -298,7 +298,7 @@ def num_decisions(grid_size: int, num_steps: int | None, tokens_per_decision: in
 
 def sampler_of(
     part: str,
-    published: Settings,
+    usual: Settings,
     backbone: str,
     num_steps: int | None,
     device: torch.device | str,
@@ -322,7 +322,7 @@ def sampler_of(
         torch.compile(transformer.read) if compile else transformer.read,
         transformer.new_cache,
         tokenizer.decode,
-        schedule(horizon, codebook_size, given, published, transformer.null_class),
+        schedule(horizon, codebook_size, given, usual, transformer.null_class),
         grid_size=grid_size,
         codebook_size=codebook_size,
         condition=Labels(transformer.num_classes),

@@ -202,7 +202,7 @@ def test_guidance_without_a_null_class_is_refused_by_name(weight):
 
 @pytest.mark.parametrize(("published", "expected"), [(5, 5), (CODES, CODES), (600, CODES)])
 def test_a_published_top_k_keeps_at_most_all_tokens(published, expected):
-    params = schedule(3, CODES, published=dataclasses.replace(LLAMAGEN, top_k=published))
+    params = schedule(3, CODES, usual=dataclasses.replace(LLAMAGEN, top_k=published))
     assert params[1].static.tolist() == [expected] * 3
 
 
