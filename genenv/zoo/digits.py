@@ -322,8 +322,8 @@ The floor of FID is what real images score among themselves: one random half aga
 
 Of the shipped weights: at 16 steps (VAR, LlamaGen and VQGAN have their own number) the hand-crafted schedule stays
 within twice that floor for VAR, LlamaGen and VQGAN, and for DiT and SiT with guidance off: their guidance was published
-for ImageNet, and costs diversity here. VQGAN's, which published none, is the smallest of a grid on tuning images, for
-the same reason. MaskGIT does not come as near with either. Its confidence picks typical digits, the more so the more
+for ImageNet, and costs diversity here. VQGAN published none; ours is small, and costs some all the same. MaskGIT
+does not come as near with either. Its confidence picks typical digits, the more so the more
 steps it takes: recall falls. Neither tokenizer nor network is the limit, for LlamaGen's FID is low on the same tokens,
 and a searched or learned schedule brings MaskGIT's at 4 steps down to about the floor (README, "Results").
 """
