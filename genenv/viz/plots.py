@@ -369,7 +369,7 @@ def save_curves(
     curves = {key: _curve(records, clock, key) for panel in PANELS for key in panel.keys}
     shown = [panel for panel in PANELS if any(curves[key][0].size for key in panel.keys)] or [PANELS[0]]
     with matplotlib.style.context(["default", STYLE]):
-        columns = _columns(len(shown))
+        columns = min(2, len(shown))  # three side by side would have no room for their legends
         figure, panels = subplots(len(shown), columns)
         for axes, panel in zip(panels, shown, strict=True):
             axes.set_title(panel.title, pad=24)

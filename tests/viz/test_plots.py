@@ -341,6 +341,18 @@ def curve_panels(monkeypatch, tmp_path, *args, **kwargs):
     return {axes.get_title("left"): axes for axes in figures[0].axes}
 
 
+@pytest.mark.parametrize(
+    "left_out", [(), ("accuracy",), ("accuracy", "fid"), ("accuracy", "precision", "recall", "coverage")]
+)
+def test_panels_of_curves_have_room_beside_their_legends(left_out, monkeypatch, tmp_path):
+    names = {f"held_out/{name}" for name in left_out}
+    records = [{key: value for key, value in record.items() if key not in names} for record in RECORDS]
+    panels = curve_panels(monkeypatch, tmp_path, records, {"fid": 3.0, "recall": 0.5}, {"fid": 0.7})
+    for axes in panels.values():
+        axes.figure.draw_without_rendering()
+        assert axes.get_position().width > 0.35
+
+
 def test_curves_start_before_the_first_update(monkeypatch, tmp_path):
     start = {"iteration": 0, "images": 0, "held_out/fid": 3.0}
     records = [start] + [{"iteration": i, "images": 100 * i, "reward": 0.5} for i in (1, 2, 3)]
