@@ -178,6 +178,7 @@ _DIGITS = Config(
 PRESETS = {
     "normal": Config(),
     "mixture-1d": Config(backbone="mixture-1d", smallest_derivative=1e-3),
+    "pair-1d": Config(backbone="pair-1d", smallest_derivative=1e-3),
     "mixture-2d": Config(backbone="mixture-2d", smallest_derivative=1e-3, largest_grid=50),
     "digits-sit": _DIGITS,
     "digits-dit": dataclasses.replace(_DIGITS, network="dit"),

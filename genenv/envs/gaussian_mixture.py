@@ -68,7 +68,7 @@ def make_sampler(
     budget: str = "projection",
     derivative: str = "jvp",
 ) -> PointSampler:
-    """Returns the clock of a mixture: "normal", "mixture-1d", "mixture-2d" or "module:factory".
+    """Returns the clock of a mixture: "normal", "mixture-1d", "pair-1d", "mixture-2d" or "module:factory".
 
     There is no network: `dtype` and `compile` change nothing, and points are float64.
 

@@ -129,6 +129,7 @@ def _mixture(weights: list[float], means: list[list[float]], stds: list[float]) 
 MIXTURES = {
     "normal": _mixture([1.0], [[0.0]], [1.0]),
     "mixture-1d": _mixture([0.3, 0.5, 0.2], [[-2.0], [0.5], [2.5]], [0.3, 0.6, 0.15]),
+    "pair-1d": _mixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1]),
     "mixture-2d": _mixture(
         [0.4, 0.3, 0.2, 0.1], [[-1.5, -1.0], [1.5, -0.5], [0.0, 1.5], [2.5, 2.0]], [0.5, 0.3, 0.2, 0.4]
     ),

@@ -411,7 +411,7 @@ def test_settings_that_mean_nothing_are_refused(change, message):
     ("change", "message"),
     [
         ({"env_id": "AdaGen/MaskGIT-v0", "backbone": "digits"}, "unexpected keyword argument 'sigma_max'"),
-        ({"backbone": "digits"}, "backbone must be 'normal', 'mixture-1d', 'mixture-2d' or 'module:factory'"),
+        ({"backbone": "digits"}, "backbone must be 'normal', 'mixture-1d', 'pair-1d', 'mixture-2d' or"),
         ({"derivative": "exact"}, "derivative must be one of jvp, finite-difference"),
         ({"env_id": "ART/Clock-v0"}, "has no network of a diffusion or a flow"),
         ({"sigma_max": -3.0}, "0 < sigma_min < sigma_max"),

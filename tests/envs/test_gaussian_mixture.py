@@ -143,7 +143,7 @@ def test_a_mixture_of_ones_own_is_a_backbone():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gaussian", "backbone must be 'normal', 'mixture-1d', 'mixture-2d' or 'module:factory'"),
+        ("gaussian", "backbone must be 'normal', 'mixture-1d', 'pair-1d', 'mixture-2d' or 'module:factory'"),
         ("nowhere:mixture", "No module named 'nowhere'"),
         (f"{__name__}:lost", "has no attribute 'lost'"),
         (f"{__name__}:nothing", "must return a GaussianMixture, got NoneType"),
