@@ -110,18 +110,21 @@ def _var(sampler: VARSampler, context: Context, rng: BatchRng, separate: bool) -
 
 
 def _raster(sampler: RasterSampler, context: Context, rng: BatchRng, separate: bool) -> Tensor:
+    read, new_cache = sampler.read, sampler.new_cache
+    assert read is not None
+    assert new_cache is not None
     if sampler.has_guidance:
         groups = _condition_groups(sampler.condition, context, separate)
     else:
         groups = [sampler.condition.given(context)]
-    caches = [sampler.new_cache(len(condition)) for condition in groups]
+    caches = [new_cache(len(condition)) for condition in groups]
     tokens, newest = [], context.new_zeros(len(context), 0)
 
     def predict(position: int) -> Tensor:
         repeats = len(groups[0]) // len(context)
         return torch.cat(
             [
-                sampler.read(
+                read(
                     newest.repeat(repeats, 1),
                     condition if position == 0 else None,
                     position,

@@ -36,6 +36,13 @@ class Prediction:
     conditional: Tensor  # (N, V) logits
     unconditional: Tensor | None  # (N, V) logits; None where guidance is not wanted
 
+    def guided(self, weight: Tensor | None) -> Tensor:
+        """Returns the logits (N, V) under classifier-free guidance of weights (N,)."""
+        logits = self.conditional.float()
+        if self.unconditional is None or weight is None:
+            return logits
+        return logits + weight.float()[:, None] * (logits - self.unconditional.float())
+
 
 @dataclasses.dataclass(frozen=True)
 class RasterState:
@@ -47,7 +54,8 @@ class RasterState:
         known: number of tokens decided.
         calls: (N,) int64, network evaluations spent on each image, guidance counted.
         features: (N, K, D), the hidden states that predicted the first K tokens; empty where nobody wants them.
-        cache: rows [0, N) conditional, [N, 2N) unconditional where there is guidance; shared with earlier states.
+        cache: rows [0, N) conditional, [N, 2N) unconditional where there is guidance; shared with earlier states;
+            None where nothing is predicted.
         unconditional_length: entries that the unconditional half of the cache holds, at most 1 + known.
         prediction: of the next token; None until it is needed.
     """
@@ -57,148 +65,80 @@ class RasterState:
     known: int
     calls: Tensor
     features: Tensor
-    cache: KVCache
+    cache: KVCache | None
     unconditional_length: int
     prediction: Prediction | None
 
 
-class RasterSampler:
-    """Fills a grid row by row in T decisions; each sets the parameters under which its L / T tokens are drawn in turn.
+class RasterGrid:
+    """A grid of tokens in raster order: how it fills, which image it stands for, and what a network says of the next.
 
-    Dynamics of the released code: guided logits c + w (c - u), divided by the temperature, then filtered by top-k, then
-    by top-p. One network call for each token, on one new entry.
+    Who chooses the tokens is left to a sampler. One network call for each token, on one new entry.
 
     Args:
         read: (tokens (R, M), condition (R, ...) or None, start, cache, rows) -> logits (R, V), features (R, D) of the
-            last entry; see `RasterTransformer.read`.
-        new_cache: number of rows -> an empty cache.
+            last entry; see `RasterTransformer.read`. None where nothing is predicted.
+        new_cache: number of rows -> an empty cache. None likewise.
         detokenise: tokens (N, h, w) -> images (N, C, H, W) in [0, 1].
-        params: token_temperature, top_k, top_p and guidance_weight; without the latter there is no unconditional half.
         grid_size: side of the grid; L = grid_size ** 2.
         codebook_size: number of tokens V.
         condition: what the network is given for a context, and for none.
-        feature_dim: D.
+        feature_dim: D; 0 where nothing is predicted.
         image_shape: (C, H, W).
-        needs_features: predict the first token of a decision before it, so that a policy can see the features.
-            Otherwise the prediction waits for the guidance weight. The unconditional half is left out where all
-            weights are 0, and reads what it missed when it is wanted again.
+        needs_features: keep the hidden states of every prediction.
+        has_guidance: whether there may be an unconditional half.
     """
-
-    stochastic = True
 
     def __init__(
         self,
-        read: Callable[[Tensor, Tensor | None, int, KVCache, slice], tuple[Tensor, Tensor]],
-        new_cache: Callable[[int], KVCache],
+        read: Callable[[Tensor, Tensor | None, int, KVCache, slice], tuple[Tensor, Tensor]] | None,
+        new_cache: Callable[[int], KVCache] | None,
         detokenise: Callable[[Tensor], Tensor],
-        params: Sequence[ScheduleParam],
         *,
         grid_size: int,
         codebook_size: int,
         condition: Condition,
         feature_dim: int,
         image_shape: tuple[int, int, int],
-        needs_features: bool = False,
+        needs_features: bool,
+        has_guidance: bool,
     ):
         self.read, self.new_cache, self.detokenise = read, new_cache, detokenise
-        self.params, self.horizon = tuple(params), len(params[0].static)
         self.grid_size, self.length = grid_size, grid_size**2
-        self.tokens_per_decision = self.length // self.horizon
-        self.codebook_size, self.condition = codebook_size, condition
-        self.image_shape, self.needs_features = image_shape, needs_features
-        self.has_guidance = any(param.name == "guidance_weight" for param in self.params)
-        self.fields = {
-            "tokens": Field((grid_size, grid_size), torch.int64, 0, codebook_size),
-            "features": feature_field(self.length, feature_dim),
-        }
+        self.codebook_size, self.condition, self.feature_dim = codebook_size, condition, feature_dim
+        self.image_shape, self.needs_features, self.has_guidance = image_shape, needs_features, has_guidance
+        self.fields = {"tokens": Field((grid_size, grid_size), torch.int64, 0, codebook_size)}
+        if read is not None:
+            self.fields["features"] = feature_field(self.length, feature_dim)
 
     @property
     def num_contexts(self) -> int:
-        """How many contexts the network knows."""
+        """How many contexts there are."""
         return self.condition.num_contexts
 
-    def actions(self, mode: str, device: torch.device) -> ScheduleActions:
-        """Returns how actions become temperatures, filters and guidance weights."""
-        return ScheduleActions(self.params, mode, device)
-
-    def start(self, context: Context, rng: BatchRng) -> RasterState:
-        """Returns the empty grid."""
-        n, dim = len(context), self.fields["features"].shape[1]
-        state = RasterState(
+    def empty(self, context: Context) -> RasterState:
+        """Returns the empty grid, of which nothing is predicted yet."""
+        n = len(context)
+        return RasterState(
             tokens=torch.full((n, self.length), self.codebook_size, device=context.device),
             context=context,
             known=0,
             calls=torch.zeros_like(context),
-            features=torch.zeros(n, 0, dim, device=context.device),
-            cache=self.new_cache(n * (1 + self.has_guidance)),
+            features=torch.zeros(n, 0, self.feature_dim, device=context.device),
+            cache=None if self.new_cache is None else self.new_cache(n * (1 + self.has_guidance)),
             unconditional_length=0,
             prediction=None,
         )
-        return self._predict(state, self.has_guidance) if self.needs_features else state
 
-    def observe(self, state: RasterState, names: Sequence[str]) -> Observation:
-        """Returns tokens (N, h, w), V where open, and features (N, L, D), 0 where no prediction was made yet."""
-        fields = {}
-        if "tokens" in names:
-            fields["tokens"] = state.tokens.view(-1, self.grid_size, self.grid_size)
-        if "features" in names:
-            missing = self.length - state.features.shape[1]
-            fields["features"] = shown_features(F.pad(state.features, (0, 0, 0, missing)))
-        return fields
+    def put(self, state: RasterState, tokens: Tensor) -> RasterState:
+        """Returns the grid with one more token (N,) of each image."""
+        grid = state.tokens.clone()
+        grid[:, state.known] = tokens
+        return dataclasses.replace(state, tokens=grid, known=state.known + 1, prediction=None)
 
-    def advance(self, state: RasterState, params: Schedule, rng: BatchRng) -> RasterState:
-        """Returns the grid after one decision with per-image parameters {name: (N,)}."""
-        step = state.known // self.tokens_per_decision
-        return self.decide(state, params, rng.at(step).uniform(self.tokens_per_decision))
-
-    def decide(self, state: RasterState, params: Schedule, uniform: Tensor) -> RasterState:
-        """Takes one decision with given randomness: uniform (N, M) for the M tokens of the decision."""
-        guided = self.has_guidance and bool((params["guidance_weight"] != 0).any())
-        for place in range(self.tokens_per_decision):
-            if state.prediction is None:
-                state = self._predict(state, guided)
-            assert state.prediction is not None
-            logits = self.filtered(self.guided(state.prediction, params), params)
-            tokens = state.tokens.clone()
-            tokens[:, state.known] = categorical(logits, uniform[:, place])
-            state = dataclasses.replace(state, tokens=tokens, known=state.known + 1, prediction=None)
-        if self.needs_features and state.known < self.length:
-            state = self._predict(state, self.has_guidance)
-        return state
-
-    def guided(self, prediction: Prediction, params: Schedule) -> Tensor:
-        """Returns the logits (N, V) under classifier-free guidance."""
-        logits = prediction.conditional.float()
-        if prediction.unconditional is None:
-            return logits
-        weight = params["guidance_weight"].float()[:, None]
-        return logits + weight * (logits - prediction.unconditional.float())
-
-    def filtered(self, logits: Tensor, params: Schedule) -> Tensor:
-        """Returns the logits (N, V) that the token is drawn from."""
-        logits = at_temperature(logits, params["token_temperature"])
-        # Below 1 the filter would turn itself off.
-        return keep_top_p(keep_top_k(logits, params["top_k"].clamp(min=1)), params["top_p"])
-
-    def decode(self, state: RasterState) -> Tensor:
-        """Returns images (N, C, H, W) with every open place repeating the token decided last, or token 0 before it."""
-        open_ = state.tokens == self.codebook_size
-        tokens = state.tokens.masked_fill(open_, 0)
-        last = tokens[:, max(state.known - 1, 0), None]
-        return self.detokenise(
-            torch.where(open_, last, tokens).view(-1, self.grid_size, self.grid_size)
-        ).float()
-
-    def undecided(self, state: RasterState) -> Tensor:
-        """Returns 1 where a token is open, (N, h, w)."""
-        return (state.tokens == self.codebook_size).float().view(-1, self.grid_size, self.grid_size)
-
-    def diagnostics(self, state: RasterState) -> dict[str, Tensor]:
-        """Returns the network evaluations so far; reading up what the unconditional half missed counts as one."""
-        return {"nfe": state.calls}
-
-    def _predict(self, state: RasterState, guided: bool) -> RasterState:
+    def predict(self, state: RasterState, guided: bool) -> RasterState:
         """Returns the state with the prediction of the next token: one call, of 2N rows where guided."""
+        assert state.cache is not None
         n, known, read = len(state.context), state.known, state.unconditional_length
         state = dataclasses.replace(state, cache=state.cache.branch(known))
         if guided and read == known:
@@ -219,11 +159,126 @@ class RasterSampler:
             prediction=prediction,
         )
 
+    def observe(self, state: RasterState, names: Sequence[str]) -> Observation:
+        """Returns tokens (N, h, w), V where open, and features (N, L, D), 0 where no prediction was made yet."""
+        fields = {}
+        if "tokens" in names:
+            fields["tokens"] = state.tokens.view(-1, self.grid_size, self.grid_size)
+        if "features" in names:
+            missing = self.length - state.features.shape[1]
+            fields["features"] = shown_features(F.pad(state.features, (0, 0, 0, missing)))
+        return fields
+
+    def decode(self, state: RasterState) -> Tensor:
+        """Returns images (N, C, H, W) with every open place repeating the token decided last, or token 0 before it."""
+        open_ = state.tokens == self.codebook_size
+        tokens = state.tokens.masked_fill(open_, 0)
+        last = tokens[:, max(state.known - 1, 0), None]
+        return self.detokenise(
+            torch.where(open_, last, tokens).view(-1, self.grid_size, self.grid_size)
+        ).float()
+
+    def undecided(self, state: RasterState) -> Tensor:
+        """Returns 1 where a token is open, (N, h, w)."""
+        return (state.tokens == self.codebook_size).float().view(-1, self.grid_size, self.grid_size)
+
+    def diagnostics(self, state: RasterState) -> dict[str, Tensor]:
+        """Returns the network evaluations so far; reading up what the unconditional half missed counts as one."""
+        return {"nfe": state.calls}
+
     def _read(self, state: RasterState, start: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Returns what the network says of the next token, having read the rows' entries from `start` on."""
+        assert self.read is not None
+        assert state.cache is not None
         tokens = state.tokens[:, max(start - 1, 0) : state.known].repeat(2, 1)[rows]
         condition = both(self.condition, state.context)[rows] if start == 0 else None
         return self.read(tokens, condition, start, state.cache, rows)
+
+
+class RasterSampler(RasterGrid):
+    """Fills a grid row by row in T decisions; each sets the parameters under which its L / T tokens are drawn in turn.
+
+    Dynamics of the released code: guided logits c + w (c - u), divided by the temperature, then filtered by top-k, then
+    by top-p. The unconditional half is left out where all weights are 0, and reads what it missed when it is wanted
+    again.
+
+    Args:
+        read: of the network; see `RasterGrid`, as for all but the next and the last.
+        new_cache: of the network.
+        detokenise: of the tokenizer.
+        params: token_temperature, top_k, top_p and guidance_weight; without the latter there is no unconditional half.
+        grid_size: side of the grid; L = grid_size ** 2.
+        codebook_size: number of tokens V.
+        condition: what the network is given for a context, and for none.
+        feature_dim: D.
+        image_shape: (C, H, W).
+        needs_features: predict the first token of a decision before it, so that a policy can see the features.
+            Otherwise the prediction waits for the guidance weight.
+    """
+
+    stochastic = True
+
+    def __init__(
+        self,
+        read: Callable[[Tensor, Tensor | None, int, KVCache, slice], tuple[Tensor, Tensor]],
+        new_cache: Callable[[int], KVCache],
+        detokenise: Callable[[Tensor], Tensor],
+        params: Sequence[ScheduleParam],
+        *,
+        grid_size: int,
+        codebook_size: int,
+        condition: Condition,
+        feature_dim: int,
+        image_shape: tuple[int, int, int],
+        needs_features: bool = False,
+    ):
+        super().__init__(
+            read,
+            new_cache,
+            detokenise,
+            grid_size=grid_size,
+            codebook_size=codebook_size,
+            condition=condition,
+            feature_dim=feature_dim,
+            image_shape=image_shape,
+            needs_features=needs_features,
+            has_guidance=any(param.name == "guidance_weight" for param in params),
+        )
+        self.params, self.horizon = tuple(params), len(params[0].static)
+        self.tokens_per_decision = self.length // self.horizon
+
+    def actions(self, mode: str, device: torch.device) -> ScheduleActions:
+        """Returns how actions become temperatures, filters and guidance weights."""
+        return ScheduleActions(self.params, mode, device)
+
+    def start(self, context: Context, rng: BatchRng) -> RasterState:
+        """Returns the empty grid."""
+        state = self.empty(context)
+        return self.predict(state, self.has_guidance) if self.needs_features else state
+
+    def advance(self, state: RasterState, params: Schedule, rng: BatchRng) -> RasterState:
+        """Returns the grid after one decision with per-image parameters {name: (N,)}."""
+        step = state.known // self.tokens_per_decision
+        return self.decide(state, params, rng.at(step).uniform(self.tokens_per_decision))
+
+    def decide(self, state: RasterState, params: Schedule, uniform: Tensor) -> RasterState:
+        """Takes one decision with given randomness: uniform (N, M) for the M tokens of the decision."""
+        guided = self.has_guidance and bool((params["guidance_weight"] != 0).any())
+        for place in range(self.tokens_per_decision):
+            if state.prediction is None:
+                state = self.predict(state, guided)
+            assert state.prediction is not None
+            logits = state.prediction.guided(params.get("guidance_weight"))
+            state = self.put(state, categorical(self.filtered(logits, params), uniform[:, place]))
+        if self.needs_features and state.known < self.length:
+            state = self.predict(state, self.has_guidance)
+        return state
+
+    def filtered(self, logits: Tensor, params: Schedule) -> Tensor:
+        """Returns the logits (N, V) that the token is drawn from."""
+        logits = at_temperature(logits, params["token_temperature"])
+        # Below 1 the filter would turn itself off.
+        return keep_top_p(keep_top_k(logits, params["top_k"].clamp(min=1)), params["top_p"])
 
 
 @dataclasses.dataclass(frozen=True)

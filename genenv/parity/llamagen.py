@@ -121,7 +121,7 @@ def check_llamagen(fixture: Fixture) -> Iterator[Result]:
         for t in range(early.horizon):
             params = params_at(group, t, batch, network.codebook_size)
             assert state.prediction is not None
-            logits.append(early.guided(state.prediction, params))
+            logits.append(state.prediction.guided(params["guidance_weight"]))
             state = early.decide(state, params, uniform[:, t, None])
             other = late.decide(other, params, uniform[:, t, None])
         yield close(f"guided logits, {name}", torch.stack(logits, dim=1), recorded["guided_logits"], 1e-3)
