@@ -22,6 +22,8 @@ from genenv.tiers import (
     Tier,
     backbone_folder,
     backbones_with,
+    backbones_with_any,
+    choose_part,
     licences,
     load_part,
     parts_of,
@@ -214,6 +216,25 @@ def test_a_new_tier_may_bring_a_folder_of_its_own(make):
     assert backbones_with(["painter"]) == ["toy"]
     assert backbone_folder("toy") == folder
     assert torch.equal(load_part("painter", "toy").levels, Painter().levels)
+
+
+def test_one_of_several_parts_is_chosen_by_name_else_the_first_that_there_is():
+    assert [choose_part("digits", given, ["sit", "dit"], "flow") for given in (None, "sit", "dit")] == [
+        "sit",
+        "sit",
+        "dit",
+    ]
+    assert choose_part("digits", None, ["gpt", "dit"], "flow") == "dit"
+    message = "network must be one of gpt, dit, got 'gpt'; 'digits' has dit"
+    with pytest.raises(ValueError, match=message):
+        choose_part("digits", "gpt", ["gpt", "dit"], "flow")
+    with pytest.raises(ValueError, match="'digits' has no flow"):
+        choose_part("digits", None, ["gpt"], "flow")
+    assert backbones_with_any(["gpt", "dit"]) == backbones_with(["dit"])
+    assert backbones_with_any(["llamagen", "maskgit"])[0] == "digits"
+    assert len(set(backbones_with_any(["llamagen", "maskgit"]))) == len(
+        backbones_with_any(["llamagen", "maskgit"])
+    )
 
 
 def test_a_frozen_part_needs_no_gradient_and_a_trainable_one_does(make):

@@ -28,7 +28,7 @@ from genenv.protocols import Context, Observation, Sampler
 from genenv.rng import BatchRng, Purpose
 from genenv.schedules import REAL, ScheduleParam, constant, scaled_unit
 from genenv.solvers import directional_derivative, per_image, reverse_flow
-from genenv.tiers import backbones_with, parts_of, tier_of
+from genenv.tiers import backbones_with_any, choose_part, tier_of
 
 NETWORKS = {"sit": flow.make_sampler, "dit": diffusion.make_sampler}
 """Networks that have a path, the preferred one first -> what makes their sampler."""
@@ -333,7 +333,7 @@ class Noise:
 
 def backbones() -> list[str]:
     """Returns the named backbones that have one of the networks."""
-    return list(dict.fromkeys(name for part in NETWORKS for name in backbones_with((part,))))
+    return backbones_with_any(NETWORKS)
 
 
 def make_sampler(
@@ -417,8 +417,5 @@ def _network_sampler(
     backbone: str, network: str | None, device: torch.device | str, dtype: torch.dtype, compile: bool
 ) -> ODESampler:
     """Returns the sampler that knows a backbone's network, its path and its guidance."""
-    known = [name for name in NETWORKS if name in parts_of(backbone)]
-    if not known or network not in (None, *known):
-        has = f"has {' and '.join(known)}" if known else "has no network of a diffusion or a flow"
-        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}; {backbone!r} {has}")
-    return NETWORKS[network or known[0]](backbone, None, device, dtype, False, compile)
+    part = choose_part(backbone, network, NETWORKS, "network of a diffusion or a flow")
+    return NETWORKS[part](backbone, None, device, dtype, False, compile)

@@ -11,7 +11,7 @@ import functools
 import importlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -288,6 +288,30 @@ def backbones_with(parts: Sequence[str]) -> list[str]:
     """Returns the named backbones that have all these parts."""
     names = [name for tier in tiers().values() for name in tier.backbones]
     return [name for name in names if set(parts) <= set(parts_of(name))]
+
+
+def backbones_with_any(parts: Collection[str]) -> list[str]:
+    """Returns the named backbones that have one of these parts, those of the first part first."""
+    return list(dict.fromkeys(name for part in parts for name in backbones_with((part,))))
+
+
+def choose_part(backbone: str, given: str | None, parts: Collection[str], what: str) -> str:
+    """Returns which of several parts is a backbone's network: the one that is given, else the first that it has.
+
+    Args:
+        backbone: a backbone's name or folder.
+        given: the value of the keyword argument `network`.
+        parts: names of what there is to choose from, the preferred one first.
+        what: they are, for errors.
+
+    Raises:
+        ValueError: if the backbone has none of them, or not the one that is given.
+    """
+    known = [part for part in parts if part in parts_of(backbone)]
+    if not known or given not in (None, *known):
+        has = f"has {' and '.join(known)}" if known else f"has no {what}"
+        raise ValueError(f"network must be one of {', '.join(parts)}, got {given!r}; {backbone!r} {has}")
+    return given or known[0]
 
 
 def licences(backbone: str) -> dict[str, str]:
