@@ -13,6 +13,10 @@ FEATURE_LIMIT = 1e6
 """Bound of every feature that is shown to a policy."""
 
 
+PREDICTED = frozenset({"features", "logits"})
+"""Entries of an observation for which a generator looks ahead: who wants them asks for them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Field:
     """One tensor for each image: its shape, type and bounds.

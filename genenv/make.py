@@ -17,6 +17,7 @@ from gymnasium.vector import VectorEnv
 
 from genenv.checkpoints import torch_device
 from genenv.contexts import Contexts
+from genenv.fields import PREDICTED
 from genenv.protocols import Sampler
 from genenv.rewards import make_reward
 from genenv.single_env import GenEnv
@@ -189,7 +190,7 @@ def vector(
         num_steps=num_steps,
         device=place,
         dtype=DTYPES[dtype],
-        needs_features=observe is not None and "features" in observe,
+        needs_features=observe is not None and not PREDICTED.isdisjoint(observe),
         compile=compile,
         **options,
     )

@@ -71,7 +71,8 @@ class Sampler(Protocol[S, C]):
         num_contexts: what there is to show.
         image_shape: (C, H, W).
         stochastic: whether `advance` draws: only then is there a choice of next states for the same action.
-        fields: what `observe` returns: the partial result under its own name, and "features" (L, D).
+        fields: what `observe` returns: the partial result under its own name, and what the generator predicts, such as
+            "features" (L, D); see `genenv.fields.PREDICTED`.
     """
 
     horizon: int

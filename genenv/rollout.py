@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from genenv.actions import ScheduleActions
+from genenv.actions import ScheduleActions, TokenActions
 from genenv.protocols import Actor, Decision, Observation
-from genenv.rng import Stream
+from genenv.rng import Purpose, Stream, categorical
 from genenv.schedules import handcrafted
 from genenv.vector_env import unwrapped
 from genenv.wrappers.vector.ema_action_smoothing import smoothing_of
@@ -115,6 +115,41 @@ def static_actor(env: VectorEnv) -> Actor:
     check_not_smoothed(env)
     _need_step(unwrapped(env).observe)
     return schedule_actor(handcrafted(actions.params))
+
+
+def token_draws(env: VectorEnv) -> Callable[[Tensor], Tensor]:
+    """Returns what draws tokens (N,) from logits (N, V), with the images' own random numbers of the decision."""
+    inner = unwrapped(env)
+
+    def draw(logits: Tensor) -> Tensor:
+        return categorical(logits, inner.rng.at(inner.current_step).uniform(purpose=Purpose.POLICY))
+
+    return draw
+
+
+def generator_policy(env: VectorEnv) -> Actor:
+    """Returns the actor that plays the frozen generator where actions are tokens: it draws from the observed logits.
+
+    Raises:
+        ValueError: if they are not observed.
+    """
+    if "logits" not in unwrapped(env).observe:
+        raise ValueError(
+            "the frozen generator's tokens are drawn from 'logits', which the environment must observe, as with "
+            f"observe=['logits'], got observe={list(unwrapped(env).observe)}"
+        )
+    draw = token_draws(env)
+    return lambda observation: draw(observation["logits"])
+
+
+def default_actor(env: VectorEnv) -> Actor:
+    """Returns what a policy is compared with: the hand-crafted schedule, or, of tokens, the frozen generator.
+
+    Raises:
+        ValueError: if the actions are neither, or the environment does not observe what it takes.
+    """
+    of_tokens = isinstance(unwrapped(env).actions, TokenActions)
+    return generator_policy(env) if of_tokens else static_actor(env)
 
 
 def check_not_smoothed(env: VectorEnv) -> None:

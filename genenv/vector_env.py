@@ -16,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from genenv.contexts import Contexts
-from genenv.fields import Field, choice
+from genenv.fields import PREDICTED, Field, choice
 from genenv.protocols import Context, Observation, Sampler
 from genenv.rng import MAX_SEED, BatchRng, Stream
 
@@ -39,7 +39,7 @@ class GenVectorEnv(VectorEnv):
         contexts: what each image is asked to show.
         num_envs: N.
         observe: names of the observation's entries: the sampler's fields, "step", "context", "prev_action"; None for
-            all but "features" and "prev_action".
+            all but "prev_action" and what a generator looks ahead for, "features" and "logits".
         action_mode: "residual" moves the hand-crafted schedule, zero leaving it; "physical" sets the parameters.
         autoreset_mode: "SameStep", "NextStep" or "Disabled".
         output: "torch" or "numpy".
@@ -96,7 +96,7 @@ class GenVectorEnv(VectorEnv):
             "prev_action": self.actions.legal,
         }
         available = {name: _space(field) for name, field in fields.items()}
-        compact = [name for name in sampler.fields if name != "features"]
+        compact = [name for name in sampler.fields if name not in PREDICTED]
         self.observe = tuple(observe) if observe is not None else (*compact, "step", "context")
         for name in self.observe:
             if name not in available:

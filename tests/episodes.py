@@ -5,6 +5,7 @@ SHORTEST = {
     "AdaGen/VAR-v0": {"num_steps": 4},
     "AdaGen/LlamaGen-v0": {"tokens_per_decision": 16},
     "AdaGen/VQGAN-v0": {"tokens_per_decision": 16},
+    "PolicyTuning/Tokens-v0": {},
     "AdaGen/DiT-v0": {"num_steps": 1, "solver": "euler"},
     "AdaGen/SiT-v0": {"num_steps": 1, "solver": "euler"},
     "ART/Clock-v0": {"num_steps": 1},
@@ -16,9 +17,17 @@ SHORT = {
     "AdaGen/VAR-v0": {},
     "AdaGen/LlamaGen-v0": {"tokens_per_decision": 4},
     "AdaGen/VQGAN-v0": {"tokens_per_decision": 4},
+    "PolicyTuning/Tokens-v0": {},
     "AdaGen/DiT-v0": {"num_steps": 2},
     "AdaGen/SiT-v0": {"num_steps": 2},
     "ART/Clock-v0": {"num_steps": 3, "derivative": "finite-difference"},
     "ART/GaussianMixture-v0": {"num_steps": 3},
 }
 """Environment id -> keyword arguments of an episode of few and cheap decisions, more than one."""
+TOKENS = ["PolicyTuning/Tokens-v0"]
+"""Ids whose actions are tokens: no schedule, and nothing that could be smoothed."""
+
+
+def compared(env_id):
+    """Returns what an id must observe for `default_actor`."""
+    return {"observe": ["logits"]} if env_id in TOKENS else {}

@@ -11,12 +11,15 @@ from genenv.protocols import Decision
 from genenv.rng import Stream
 from genenv.rollout import (
     Episode,
+    default_actor,
     generate,
+    generator_policy,
     replay,
     run_episode,
     schedule_actions,
     schedule_actor,
     static_actor,
+    token_draws,
 )
 from genenv.schedules import handcrafted
 from genenv.vector_env import GenVectorEnv, unwrapped
@@ -219,6 +222,49 @@ def test_a_schedule_is_not_asked_of_tokens():
     episode = run_episode(env, lambda observation: torch.full((4,), 2), seed=1)
     assert episode.schedule == {}
     assert episode.diagnostics["token"].tolist() == [[2] * 4] * 3
+
+
+def tokens_env(**kwargs):
+    kwargs = {"num_envs": 6, "reward": "none", "autoreset_mode": "Disabled"} | kwargs
+    return gym.make_vec("PolicyTuning/Tokens-v0", **kwargs)
+
+
+def test_the_generators_tokens_are_drawn_from_the_images_own_streams():
+    env, half = tokens_env(observe=["logits"]), tokens_env(num_envs=3, observe=["logits", "step"])
+    together = run_episode(env, generator_policy(env), seed=4)
+    assert torch.equal(run_episode(env, generator_policy(env), seed=4).actions, together.actions)
+    for seeds in ([4, 5, 6], [9, 8, 7]):
+        episode = run_episode(half, generator_policy(half), seeds)
+        assert torch.equal(episode.actions, together.actions[:, [seed - 4 for seed in seeds]])
+    for other in (
+        run_episode(env, generator_policy(env), seed=4, stream=Stream.HELD_OUT),
+        run_episode(env, generator_policy(env)),
+    ):
+        assert (other.actions != together.actions).float().mean() > 0.3
+
+
+def test_each_token_is_drawn_as_often_as_its_probability_says():
+    env = tokens_env(num_envs=20_000, observe=["step"])
+    env.reset(seed=0)
+    logits = torch.tensor([0.5, 0.3, 0.2, 0.0]).log().expand(20_000, 4)
+    shares = token_draws(env)(logits).bincount(minlength=4) / 20_000
+    assert shares.tolist() == pytest.approx([0.5, 0.3, 0.2, 0.0], abs=0.015)
+
+
+def test_the_generators_policy_misses_the_logits_by_name():
+    message = r"must observe, as with observe=\['logits'\], got observe=\['tokens', 'step', 'context'\]"
+    for actor in (generator_policy, default_actor):
+        with pytest.raises(ValueError, match=message):
+            actor(tokens_env())
+
+
+def test_a_policy_is_compared_with_the_schedule_or_with_the_generator():
+    env = make()
+    one, other = (run_episode(env, actor(env), seed=3) for actor in (default_actor, static_actor))
+    assert torch.equal(one.images, other.images)
+    env = tokens_env(observe=["logits"])
+    one, other = (run_episode(env, actor(env), seed=3) for actor in (default_actor, generator_policy))
+    assert torch.equal(one.images, other.images)
 
 
 def test_a_generator_and_its_contexts_must_agree():

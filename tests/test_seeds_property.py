@@ -108,17 +108,25 @@ def shipped(env_id):
     return env.sampler, env.contexts.names
 
 
+def random_actions(env, t):
+    """Returns actions (N, ...) of decision t, drawn from the images' own streams."""
+    field, streams = env.actions.field, env.rng.at(t)
+    if not field.dtype.is_floating_point:
+        return (streams.uniform(purpose=Purpose.POLICY) * (field.high + 1)).long()
+    return 0.5 * streams.normal(*field.shape, purpose=Purpose.POLICY)
+
+
 def shown(env_id, seeds, plan, stream, episodes):
     """Returns {seed: (context, group, image)} of each episode of an id, with actions of the images' own streams."""
     sampler, names = shipped(env_id)
     plan = [label % len(names) for label in plan] if isinstance(plan, list) else plan
     env = GenVectorEnv(sampler, Contexts(names, plan), len(seeds), autoreset_mode="Disabled")
-    size, found = env.single_action_space.shape[0], []
+    found = []
     for episode in range(episodes):
         env.reset(**({} if episode else {"seed": seeds, "options": {"stream": stream}}))
         info = {}
         for t in range(sampler.horizon):
-            *_, info = env.step(0.5 * env.rng.at(t).normal(size, purpose=Purpose.POLICY))
+            *_, info = env.step(random_actions(env, t))
         each = zip(info["context"].tolist(), info["group"].tolist(), info["image"], strict=True)
         found.append(dict(zip(seeds, each, strict=True)))
     return found

@@ -325,12 +325,17 @@ def schedule(
     )
     if has_guidance:
         return (*params, param("guidance_weight", POSITIVE, 2.0))
-    if given.guidance_weight not in (None, 0):
+    check_null_class(given.guidance_weight, has_guidance)
+    return params
+
+
+def check_null_class(guidance_weight: float | None, null_class: bool) -> None:
+    """Raises a ValueError where guidance is wanted of a network that has no null class."""
+    if guidance_weight and not null_class:
         raise ValueError(
             "guidance_weight must be 0 or None for a network that was trained without a null class, "
-            f"got {given.guidance_weight!r}"
+            f"got {guidance_weight!r}"
         )
-    return params
 
 
 def num_decisions(grid_size: int, num_steps: int | None, tokens_per_decision: int | None) -> int:

@@ -41,6 +41,7 @@ class VQGAN(VQAutoencoder):
             codebook_dim,
             2 ** (len(ch_mult) - 1),
         )
+        self.codebook_size = codebook_size
         self.register_load_state_dict_pre_hook(_forget_loss)
 
 

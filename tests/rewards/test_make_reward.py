@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from episodes import compared
 
 import genenv
 from genenv.registration import defaults
@@ -17,7 +18,7 @@ from genenv.rewards.classifier import ClassifierReward
 from genenv.rewards.clip import PromptScore
 from genenv.rewards.fid import FIDReward
 from genenv.rewards.loo_fid import LeaveOneOutFID
-from genenv.rollout import run_episode, static_actor
+from genenv.rollout import default_actor, run_episode
 from genenv.wrappers import TerminalReward
 from genenv.wrappers.vector import TerminalReward as VectorTerminalReward
 
@@ -209,8 +210,8 @@ def test_moments_go_on_from_episode_to_episode_without_a_seed():
 )
 def test_every_environment_takes_every_judge_of_its_images(env_id):
     weights = {name: 1.0 for name in TYPES if name != "fid"}
-    env = gym.make_vec(env_id, num_envs=4, reward=weights | {"fid": 0.5})
-    episode = run_episode(env, static_actor(env), seed=0)
+    env = gym.make_vec(env_id, num_envs=4, reward=weights | {"fid": 0.5}, **compared(env_id))
+    episode = run_episode(env, default_actor(env), seed=0)
     parts = episode.components
     assert parts.keys() == TYPES.keys()
     assert all(part.shape == (4,) for part in parts.values())
@@ -218,8 +219,8 @@ def test_every_environment_takes_every_judge_of_its_images(env_id):
     torch.testing.assert_close(episode.returns, total)
     single = gym.make(env_id, reward=weights)
     single.reset(seed=0)
-    terminated, paid, info = False, 0.0, {}
-    while not terminated:
-        _, paid, terminated, _, info = single.step(np.zeros(single.action_space.shape, np.float32))
+    paid, info = 0.0, {}
+    for action in episode.actions[:, 0]:
+        _, paid, _, _, info = single.step(action.numpy())
     assert paid == pytest.approx(sum(info[f"reward/{name}"] for name in weights), rel=1e-5)
     assert info["reward/clip"] == pytest.approx(parts["clip"][0].item(), abs=1e-3)
