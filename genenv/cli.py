@@ -61,7 +61,11 @@ def _parser() -> argparse.ArgumentParser:
 
     def policy(sub: argparse.ArgumentParser) -> None:
         which = sub.add_mutually_exclusive_group()
-        which.add_argument("--static", action="store_true", help="the hand-crafted schedule (default)")
+        which.add_argument(
+            "--static",
+            action="store_true",
+            help="the hand-crafted schedule, or the frozen generator where tokens are the actions (default)",
+        )
         which.add_argument(
             "--policy",
             metavar="MODULE:FUNCTION",
@@ -240,7 +244,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             )  # the images are not needed again
             if options.json:
                 record = {
-                    "name": options.name or _name(options),
+                    "name": options.name or _name(options, evaluator.env),
                     "env_id": env_id,
                     "env_kwargs": {"backbone": evaluator.backbone} | env_kwargs,
                     "decisions": unwrapped(evaluator.env).sampler.horizon,
@@ -256,10 +260,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _name(options: argparse.Namespace) -> str:
+def _name(options: argparse.Namespace, env: VectorEnv) -> str:
     """Returns what a policy is called that nobody named."""
+    from genenv.actions import TokenActions
+    from genenv.vector_env import unwrapped
+
     if options.policy is None:
-        return "hand-crafted"
+        return "frozen generator" if isinstance(unwrapped(env).actions, TokenActions) else "hand-crafted"
     return options.policy if options.run_dir is None else options.run_dir.resolve().name
 
 
@@ -271,7 +278,7 @@ def _policy(
     A policy comes from a loader, function(run_dir) or function(), whose actor may say in `env_id` and `env_kwargs`
     what it was trained on, or from function(env). It is told `trust_modules` where it takes that.
     """
-    from genenv.rollout import static_actor
+    from genenv.rollout import default_actor
 
     env_id, env_kwargs = known_id(options.env_id), _env_kwargs(options)
     if options.device is not None:
@@ -279,7 +286,7 @@ def _policy(
     if options.policy is None:
         if options.run_dir is not None:
             raise CommandError("--run needs --policy, the function that loads the folder's policy")
-        return env_id, env_kwargs, static_actor
+        return env_id, env_kwargs, default_actor
     function = _load(options.policy)
     place: dict[str, Any] = {} if options.device is None else {"device": options.device}
     folder = () if options.run_dir is None else (options.run_dir,)

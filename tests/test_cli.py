@@ -92,6 +92,26 @@ def test_evaluate_measures_the_hand_crafted_schedule_and_a_policy(capsys, monkey
     assert json.loads(policy.read_text())["metrics"] == pytest.approx(runs["runs"][0])
 
 
+def test_tokens_without_a_policy_are_those_of_the_frozen_generator(capsys, tmp_path):
+    tokens, observe = "PolicyTuning/Tokens-v0", ["--env-kwargs", json.dumps({"observe": ["logits"]})]
+    found = []
+    for policy in ([], ["--policy", "genenv.rollout:generator_policy"]):
+        out = ["--num-images", "80", "--json", str(tmp_path / "found.json")]
+        assert cli.main(["evaluate", tokens, *observe, *policy, *out]) == 0
+        found.append(json.loads((tmp_path / "found.json").read_text()))
+    assert found[0]["metrics"] == found[1]["metrics"]
+    assert [each["name"] for each in found] == ["frozen generator", "genenv.rollout:generator_policy"]
+    assert (found[0]["decisions"], found[0]["nfe"]) == (16, 16)
+    strip = tmp_path / "strip.png"
+    assert cli.main(["play", tokens, *observe, "--num-images", "2", "--out", str(strip)]) == 0
+    assert strip.stat().st_size > 1000
+    capsys.readouterr()
+    for command in ("evaluate", "play"):
+        assert cli.main([command, tokens]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "as with observe=['logits'], got observe=['tokens', 'step', 'context']" in line
+
+
 def test_evaluate_says_where_its_numbers_come_from(capsys, tmp_path):
     path = tmp_path / "found.json"
     command = f"evaluate AdaGen/LlamaGen-v0 --num-images 100 --batch-size 64 --device cpu --json {path}"
