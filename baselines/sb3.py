@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -32,6 +33,7 @@ from genenv.integrations.sb3 import GenVecEnv
 from genenv.progress import Report, ignore, progress
 from genenv.protocols import Actor, Observation
 from genenv.ranges import AT_LEAST_1, NOT_NEGATIVE
+from genenv.rollout import token_draws
 from genenv.vector_env import to_numpy, unwrapped
 
 ALGORITHMS = {"ppo": "stable_baselines3:PPO", "trpo": "sb3_contrib:TRPO"}
@@ -122,12 +124,21 @@ def make_model(config: Config, seed: int) -> OnPolicyAlgorithm:
     )
 
 
-def actor_from(model: OnPolicyAlgorithm) -> Actor:
-    """Returns a model's deterministic policy, its actions clipped to the box."""
+def actor_from(model: OnPolicyAlgorithm, env: VectorEnv) -> Actor:
+    """Returns a model's policy in an environment: its mean action, clipped to the box, or a token that it draws.
+
+    The likeliest tokens would make the same image of a class every time, since all of its chance lies in them.
+    """
+    draw = token_draws(env)
 
     def act(observation: Observation) -> Tensor:
+        device = next(iter(observation.values())).device
+        if isinstance(model.action_space, spaces.Discrete):
+            tensors, _ = model.policy.obs_to_tensor(to_numpy(observation))
+            distribution: Any = model.policy.get_distribution(tensors).distribution
+            return draw(distribution.logits.to(device))
         action, _ = model.predict(to_numpy(observation), deterministic=True)
-        return torch.from_numpy(action).to(next(iter(observation.values())).device)
+        return torch.from_numpy(action).to(device)
 
     return act
 
@@ -147,7 +158,7 @@ def run(config: Config) -> Iterator[Result]:
     name = f"{config.algo}, one-hot" if config.one_hot_tokens else config.algo
     for seed in config.seeds:
         model = make_model(config, seed)
-        actor = actor_from(model)
+        actor = actor_from(model, bench.evaluator.env)
         yield bench.result(f"{name}, untrained", seed, actor)
         started = time.perf_counter()
         with progress(f"{name}, seed {seed}, seconds") as report:

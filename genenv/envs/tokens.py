@@ -79,7 +79,10 @@ class TokenSampler(RasterGrid):
             ValueError: for another mode than the usual one: tokens have no schedule to move, and no units.
         """
         if mode != "residual":
-            raise ValueError(f"action_mode must be left out where actions are tokens, got {mode!r}")
+            raise ValueError(
+                f"action_mode={mode!r} sets the parameters of a schedule, but the actions are tokens, which have none; "
+                "leave it out"
+            )
         return TokenActions(self.codebook_size)
 
     def start(self, context: Context, rng: BatchRng) -> RasterState:

@@ -125,6 +125,7 @@ def test_a_command_that_has_no_file_to_write_to_says_so_before_it_starts(monkeyp
     )
 
 
+TOKENS = "PolicyTuning/Tokens-v0"
 IDS = ", ".join(genenv.env_ids())
 
 
@@ -149,6 +150,8 @@ IDS = ", ".join(genenv.env_ids())
         (static, "--largest nan", "largest must be finite and at least 0, got nan"),
         (static, "--largest 1e300", "step must give a grid of at most 1000 values up to 1e+300, got 0.25"),
         (static, "--tuning-images 1", "tuning_images must be finite and at least 2, got 1"),
+        (static, f"--env-id {TOKENS}", "but the actions are tokens, which have none"),
+        (search, f"--env-id {TOKENS}", "but the actions are tokens, which have none"),
         (search, "--budget 10", "budget must be at least 4304 images for one generation, got 10"),
         (search, "--popsize 1", "popsize must be finite and at least 2, got 1"),
         (search, "--sigma nan", "sigma must be finite and above 0, got nan"),

@@ -1,3 +1,4 @@
+import math
 import re
 
 import gymnasium as gym
@@ -17,7 +18,9 @@ from baselines.sb3 import (
     save,
 )
 from genenv.integrations.sb3 import GenVecEnv
-from genenv.rollout import generate, static_actor
+from genenv.rollout import generate, run_episode, static_actor
+
+TOKENS = "PolicyTuning/Tokens-v0"
 
 
 @pytest.mark.parametrize(
@@ -34,7 +37,7 @@ def test_ppo_at_default_settings_learns_to_brighten_the_toy(toy):
     env = gym.make_vec("AdaGen/MaskGIT-v0", num_envs=200, autoreset_mode="Disabled", **toy)
     before = generate(env, static_actor(env), 200, seed=10_000).returns.mean()
     model.learn(2 * 2048)
-    after = generate(env, actor_from(model), 200, seed=10_000).returns.mean()
+    after = generate(env, actor_from(model, env), 200, seed=10_000).returns.mean()
     assert after > 1.5 * before
 
 
@@ -69,7 +72,29 @@ def test_actions_are_clipped_to_the_box(toy):
     model = PPO("MultiInputPolicy", GenVecEnv(env), n_steps=2, batch_size=8)
     torch.nn.init.constant_(model.policy.action_net.bias, 5.0)
     observation, _ = env.reset(seed=0)
-    assert actor_from(model)(observation).tolist() == [[1.0, 1.0]] * 4
+    assert actor_from(model, env)(observation).tolist() == [[1.0, 1.0]] * 4
+
+
+@pytest.mark.parametrize("guess", [0.0, 3.0])
+def test_tokens_are_drawn_from_the_policy_with_the_images_own_random_numbers(guess):
+    kwargs = {"reward": "none", "autoreset_mode": "Disabled"}
+    env, few = (gym.make_vec(TOKENS, num_envs=n, **kwargs) for n in (400, 3))
+    model = make_model(Config(env_id=TOKENS, num_envs=4), seed=0)
+    torch.nn.init.zeros_(model.policy.action_net.weight)
+    model.policy.action_net.bias.data = guess * (torch.arange(128) == 5).float()
+    episode = run_episode(env, actor_from(model, env), seed=0)
+    share = (episode.actions == 5).float().mean().item()
+    assert share == pytest.approx(math.exp(guess) / (math.exp(guess) + 127), abs=0.01)
+    one = run_episode(few, actor_from(model, few), seed=1)
+    assert torch.equal(one.actions, episode.actions[:, 1:4])
+
+
+@pytest.mark.parametrize("algo", ["ppo", "trpo"])
+def test_a_run_on_tokens_leaves_results(algo):
+    config = Config(env_id=TOKENS, algo=algo, seeds=(0,), num_images=100, minutes=0.0, num_envs=16)
+    results = list(run(config))
+    assert [result.decisions for result in results] == [16, 16]
+    assert [result.schedule for result in results] == [{}, {}]
 
 
 @pytest.mark.parametrize("algo", ["ppo", "trpo"])

@@ -233,7 +233,7 @@ def test_the_finished_image_is_paid(reward, contexts):
         ({"guidance_weight": math.nan}, "guidance_weight must be finite and at least 0, got nan"),
         (
             {"action_mode": "physical"},
-            "action_mode must be left out where actions are tokens, got 'physical'",
+            "action_mode='physical' sets .* but the actions are tokens, which have none; leave",
         ),
         ({"smoothing": 0.5}, "are choices, which have no moving average; use smoothing=0"),
         ({"grid": "edm"}, "unexpected keyword argument 'grid'"),

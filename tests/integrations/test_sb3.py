@@ -5,7 +5,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize
@@ -288,3 +288,21 @@ def test_ppo_learns_which_token_to_choose():
     first = evaluate_policy(model, env, n_eval_episodes=16)[0]
     model.learn(24 * 20)
     assert evaluate_policy(model, env, n_eval_episodes=16)[0] > first
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+@pytest.mark.parametrize("observe", [None, ["logits", "context"]])
+def test_tokens_are_learned_by_algorithms_for_discrete_actions(algorithm, observe):
+    native = gym.make_vec("PolicyTuning/Tokens-v0", num_envs=8, reward="classifier", observe=observe)
+    env = GenVecEnv(native)
+    assert env.action_space == gym.spaces.Discrete(128)
+    model = algorithm("MultiInputPolicy", env, n_steps=16, seed=0)
+    model.learn(2 * 16 * 8)
+    assert [episode["l"] for episode in model.ep_info_buffer] == [16] * 16
+    mean, _ = evaluate_policy(model, env, n_eval_episodes=6)
+    assert np.isfinite(mean)
+
+
+def test_off_policy_algorithms_take_tokens_too():
+    env = GenVecEnv(gym.make_vec("PolicyTuning/Tokens-v0", num_envs=6, reward="classifier"))
+    DQN("MultiInputPolicy", env, learning_starts=16 * 6, batch_size=8, buffer_size=1000).learn(2 * 16 * 6)
