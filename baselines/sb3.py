@@ -1,7 +1,8 @@
 """Stable-Baselines3's PPO at its default hyper-parameters.
 
 SB3 feeds an integer Box to its policy as plain numbers, so that token 40 lies between 39 and 41. `--one-hot-tokens`
-shows the policy which token it is instead; all else stays at the defaults.
+shows the policy which token it is instead; all else stays at the defaults. Policies are evaluated by their mean action,
+those whose actions are tokens by drawing them.
 
 python -m baselines.sb3 --env-id AdaGen/MaskGIT-v0 --minutes 3 --out sb3.json
 """

@@ -11,11 +11,13 @@ SMALL = {
     "01_one_episode.py": [],
     "02_your_own_algorithm.py": ["--iterations", "2", "--num-envs", "16", "--eval-images", "100"],
     "03_stable_baselines3.py": ["--timesteps", "256", "--num-envs", "16", "--eval-images", "100"],
+    "04_tokens_as_actions.py": ["--timesteps", "256", "--num-envs", "16", "--eval-images", "100"],
 }
 SAYS = {
     "01_one_episode.py": "frame (256, 516, 3)",
     "02_your_own_algorithm.py": "learned: fid",
     "03_stable_baselines3.py": "\ntrained: fid",
+    "04_tokens_as_actions.py": "\ncorrected: reward",
 }
 
 
