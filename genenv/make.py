@@ -85,7 +85,8 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 SAMPLER_ARGUMENTS = ("backbone", "num_steps", "device", "dtype", "needs_features", "compile")
-"""What every paradigm's `make_sampler` takes; its further parameters are keyword arguments of its ids."""
+"""What every paradigm's `make_sampler` takes; its further parameters are keyword arguments of its ids. `needs_features`
+says whether something of `genenv.fields.PREDICTED` is observed."""
 
 
 def _sampler_factory(sampler: str) -> tuple[Callable[..., Sampler], list[str]]:

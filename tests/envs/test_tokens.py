@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from genenv.actions import TokenActions
+from genenv.bench import network_calls
 from genenv.check import check
 from genenv.envs import tokens
 from genenv.envs.tokens import NETWORKS, TokenSampler, make_sampler
@@ -132,6 +133,18 @@ def test_every_decision_costs_one_call_and_none_follows_the_last(weight, rows):
     sampler.decode(state)
     sampler.observe(state, ["tokens", "logits", "features"])
     assert calls == [(rows, 1)] * LENGTH
+
+
+@pytest.mark.parametrize(("observe", "predictions"), [(["step"], 0), (["logits"], 16)])
+def test_the_networks_that_are_measured_are_all_of_its_networks(observe, predictions):
+    env = make(3, observe=observe)
+    calls, sampler = network_calls(env), unwrapped(env).sampler
+    assert [call.func for call in calls if call.func != sampler.new_cache] == [
+        *[sampler.read] * predictions,
+        sampler.detokenise,
+    ]
+    zeros = run_episode(env, lambda observation: torch.zeros(3, dtype=torch.int64), seed=0)
+    torch.testing.assert_close(calls[-1](), zeros.images)
 
 
 def test_a_sampler_without_a_network_predicts_nothing():
