@@ -360,3 +360,59 @@ def test_a_folder_with_a_colon_in_its_name_is_no_module(tmp_path, monkeypatch):
     folder.mkdir()
     write_manifest(folder, "digits")
     assert tier_of(str(folder)).name == "digits"
+
+
+@pytest.fixture
+def tuned(tmp_path):
+    """A folder with a changed LlamaGen of digits and nothing else, based on "digits"."""
+    network = load_part("llamagen", "digits")
+    save_tensors(
+        {name: 1.1 * value for name, value in network.state_dict().items()}, tmp_path / "llamagen.safetensors"
+    )
+    write_manifest(tmp_path, "digits", base="digits")
+    return tmp_path
+
+
+def test_what_a_folder_lacks_is_its_bases(tuned):
+    own, base = (load_part("llamagen", name).state_dict() for name in (str(tuned), "digits"))
+    torch.testing.assert_close(own["norm.weight"], 1.1 * base["norm.weight"])
+    assert parts_of(str(tuned)) == parts_of("digits")
+    assert licences(str(tuned)) == licences("digits")
+    for part in ("vq", "judge"):
+        torch.testing.assert_close(
+            load_part(part, str(tuned)).state_dict(), load_part(part, "digits").state_dict()
+        )
+    assert Judge(str(tuned)).extractor.sha256 == Judge("digits").extractor.sha256
+    reward = make_reward({"clip": 1.0, "hpsv2": 1.0, "loo_fid": 1.0}, str(tuned), "cpu")
+    images = torch.rand(4, 1, 8, 8)
+    assert reward(images, torch.arange(4)).shape == (4,)
+    env = gym.make_vec("AdaGen/LlamaGen-v0", num_envs=2, backbone=str(tuned))
+    assert env.reset(seed=0)[0]["context"].shape == (2,)
+
+
+@pytest.mark.parametrize("base", ["imagenet", "/elsewhere", 3])
+def test_a_base_must_be_a_backbone_with_a_name(tuned, base):
+    manifest = json.loads((tuned / MANIFEST).read_text())
+    (tuned / MANIFEST).write_text(json.dumps(manifest | {"base": base}))
+    with pytest.raises(CheckpointError, match="base must be 'digits', got"):
+        load_part("vq", str(tuned))
+    with pytest.raises(ValueError, match="base must be 'digits', got"):
+        write_manifest(tuned, "digits", base=base)
+
+
+def test_a_tuned_network_of_a_released_backbone_has_the_shape_of_that(tmp_path, monkeypatch):
+    from genenv.models.llamagen import LlamaGenTransformer
+    from genenv.releases import RELEASES
+
+    name = tier_of("imagenet256-llamagen-b").released["imagenet256-llamagen-b"]["llamagen"]
+    small = dataclasses.replace(
+        RELEASES[name], build=lambda: LlamaGenTransformer(4, 16, 8, 1, 2, num_classes=3)
+    )
+    monkeypatch.setitem(RELEASES, name, small)
+    network = load_part("llamagen", "random:imagenet256-llamagen-b")
+    save_tensors(
+        {name: 2 * value for name, value in network.state_dict().items()}, tmp_path / "llamagen.safetensors"
+    )
+    write_manifest(tmp_path, "imagenet256", base="random:imagenet256-llamagen-b")
+    own = load_part("llamagen", str(tmp_path))
+    torch.testing.assert_close(own.output.weight, 2 * network.output.weight)

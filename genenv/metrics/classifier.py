@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genenv.checkpoints import check_finite, load_tensors, sha256
-from genenv.tiers import Reference, backbone_folder, load_part, tier_of
+from genenv.tiers import Reference, folder_with, load_part, tier_of
 
 
 class ClassifierExtractor:
@@ -35,12 +35,11 @@ class ClassifierExtractor:
         self.tier = tier_of(backbone)
         self.protocol, self.num_classes = self.tier.name, len(self.tier.class_names)
         self.classifier = load_part("judge", backbone)
-        folder = backbone_folder(backbone)
-        path = folder / "reference.safetensors"
+        path = folder_with("reference.safetensors", backbone) / "reference.safetensors"
         statistics = load_tensors(path)
         check_finite(statistics, path)
         self.mean, self.std = statistics["judge.mean"], statistics["judge.std"]
-        self.sha256 = sha256(folder / "judge.safetensors")
+        self.sha256 = sha256(folder_with("judge.safetensors", backbone) / "judge.safetensors")
         origin = torch.zeros_like(self.mean, dtype=torch.float64)
         self.reference = Reference(origin, statistics["judge.covariance"].double(), sha256(path))
 

@@ -264,6 +264,29 @@ def _tier_name(folder: Path) -> str:
     return name
 
 
+def base_of(backbone: str) -> str | None:
+    """Returns the named backbone that the user's folder takes what it lacks from, None where it is whole.
+
+    Raises:
+        CheckpointError: if its manifest names anything else.
+    """
+    tier, manifest = tier_of(backbone), Path(backbone).expanduser() / MANIFEST
+    if backbone in tier.backbones or not manifest.is_file():
+        return None
+    base = read_json(manifest).get("base")
+    if base is not None and not _is_named(base, tier):
+        raise CheckpointError(f"{manifest}: base must be {_names(tier)}, got {base!r}")
+    return base
+
+
+def _is_named(backbone: Any, tier: Tier) -> bool:
+    return isinstance(backbone, str) and backbone.removeprefix(RANDOM) in tier.backbones
+
+
+def _names(tier: Tier) -> str:
+    return " or ".join(map(repr, tier.backbones)) or f"left out, as {tier.name!r} has no backbone with a name"
+
+
 def backbone_folder(backbone: str) -> Path:
     """Returns the folder of a backbone's networks: one that comes with its tier, or the user's own.
 
@@ -278,10 +301,20 @@ def backbone_folder(backbone: str) -> Path:
     return Path(backbone).expanduser()
 
 
+def folder_with(name: str, backbone: str) -> Path:
+    """Returns the folder that a file, or a folder of files, of a backbone is in: its own, or its base's.
+
+    Raises:
+        ValueError: if there is no such backbone, or what it is in is released.
+    """
+    folder, base = backbone_folder(backbone), base_of(backbone)
+    return folder if base is None or (folder / name).exists() else backbone_folder(base)
+
+
 def parts_of(backbone: str) -> tuple[str, ...]:
     """Returns the names of a backbone's networks."""
     tier = tier_of(backbone)
-    return tuple(tier.released.get(backbone.removeprefix(RANDOM), tier.parts))
+    return tuple(tier.released.get((base_of(backbone) or backbone).removeprefix(RANDOM), tier.parts))
 
 
 def backbones_with(parts: Sequence[str]) -> list[str]:
@@ -315,9 +348,9 @@ def choose_part(backbone: str, given: str | None, parts: Collection[str], what: 
 
 
 def licences(backbone: str) -> dict[str, str]:
-    """Returns {file: licence} of a backbone's weights."""
+    """Returns {file: licence} of a backbone's weights, or of its base's, which they are made of."""
     tier = tier_of(backbone)
-    released = tier.released.get(backbone.removeprefix(RANDOM))
+    released = tier.released.get((base_of(backbone) or backbone).removeprefix(RANDOM))
     if released is None:
         return {", ".join(["*.safetensors", *tier.folder_parts]): tier.licence}
     return {RELEASES[name].file: RELEASES[name].licence for name in released.values()}
@@ -344,10 +377,14 @@ def load_part(part: str, backbone: str, trainable: bool = False) -> Any:
         raise ValueError(
             f"backbone {backbone!r} of the tier {tier.name!r} has no {part!r}; it has {', '.join(known) or 'none'}"
         )
-    released = tier.released.get(backbone.removeprefix(RANDOM))
-    if released is None:
-        model = tier.parts[part]()
-        path = backbone_folder(backbone) / f"{part}.safetensors"
+    base = base_of(backbone)
+    released = tier.released.get((base or backbone).removeprefix(RANDOM))
+    path = Path(backbone).expanduser() / f"{part}.safetensors"
+    if base is not None and not path.is_file():
+        return load_part(part, base, trainable)
+    if released is None or base is not None:
+        model = tier.parts[part]() if released is None else RELEASES[released[part]].build()
+        path = backbone_folder(backbone) / path.name
         load_state(model, load_tensors(path), path)
     elif backbone.startswith(RANDOM):
         with torch.random.fork_rng(devices=[]):
@@ -378,7 +415,7 @@ def checked_folder(backbone: str, part: str) -> Path:
     Raises:
         CheckpointError: if a file is missing, damaged or not in the manifest.
     """
-    folder = backbone_folder(backbone)
+    folder = folder_with(part, backbone)
     known = read_json(folder / MANIFEST)
     expected = {name: digest for name, digest in known.items() if name.startswith(f"{part}/")}
     if not expected:
@@ -397,18 +434,26 @@ def _files(folder: Path, root: Path) -> list[tuple[str, Path]]:
     return [(p.relative_to(root).as_posix(), p) for p in sorted(folder.rglob("*")) if p.is_file()]
 
 
-def write_manifest(folder: Path, tier: str = "digits") -> None:
+def write_manifest(folder: Path, tier: str = "digits", base: str | None = None) -> None:
     """Records a folder's tier, and the sha256 of its weight files and of every file in its `Tier.folder_parts`.
 
+    Args:
+        folder: holds them.
+        tier: its name.
+        base: named backbone of the tier whose networks stand in for those that the folder lacks.
+
     Raises:
-        ValueError: if there is no such tier, or the folder is another's.
+        ValueError: if there is no such tier or base, or the folder is another's.
     """
     known = tiers()
     if tier not in known:
         raise ValueError(f"tier must be one of {', '.join(known)}, got {tier!r}")
     if (folder / MANIFEST).is_file() and _tier_name(folder) != tier:
         raise ValueError(f"{folder} holds networks of the tier {_tier_name(folder)!r}, not of {tier!r}")
+    if base is not None and not _is_named(base, known[tier]):
+        raise ValueError(f"base must be {_names(known[tier])}, got {base!r}")
     weights = [(p.name, p) for p in sorted(folder.glob("*.safetensors"))]
     inner = [pair for part in known[tier].folder_parts for pair in _files(folder / part, folder)]
     hashes = {name: sha256(path) for name, path in weights + inner}
-    write_text(folder / MANIFEST, json.dumps({"tier": tier} | hashes, indent=2) + "\n")
+    head = {"tier": tier} | ({} if base is None else {"base": base})
+    write_text(folder / MANIFEST, json.dumps(head | hashes, indent=2) + "\n")
