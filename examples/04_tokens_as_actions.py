@@ -1,6 +1,6 @@
 """PPO of Stable-Baselines3 on top of a frozen generator: its log-probabilities plus a learned correction.
 
-python examples/04_tokens_as_actions.py --timesteps 400000 --seed 0
+python examples/04_tokens_as_actions.py --timesteps 400000 --seed 1
 """
 
 import argparse
