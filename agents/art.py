@@ -22,6 +22,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -68,6 +69,8 @@ SLOWEST = 1e-3
 """Least speed, over the uniform clock's, with a projected budget and in a distilled schedule, whose levels fall."""
 LARGEST_NOISE = 0.5
 """Most standard deviation of a speed over its mean, with a projected budget."""
+MEASURED_AT_ONCE = 64
+"""Trajectories at once, at the least, for what is measured after training: distillation, and the closed form's cost."""
 SHARE_OF_BUDGET = 0.1
 """Least share of psi that a trajectory of a distilled schedule has used."""
 
@@ -339,6 +342,8 @@ class Trainer(Parts):
             raise ValueError("the clock is learned in one process; start it without torchrun")
         self.config = config
         self.env = training_env(config, config.num_envs)
+        wide = config.num_envs >= MEASURED_AT_ONCE
+        self.measured_env = self.env if wide else training_env(config, MEASURED_AT_ONCE)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed % MAX_SEED)
             self.model = make_model(config, self.env)
@@ -362,7 +367,7 @@ class Trainer(Parts):
         started, model, dt = time.perf_counter(), self.model, self.sampler.time_step
         if self.iteration == 0:
             model.measure(run_episode(self.env, static_actor(self.env), self._next_seeds()))
-        episode = run_episode(self.env, self._explore, self._next_seeds())
+        episode = run_episode(self.env, self._explorer(self.env), self._next_seeds())
         seen, speeds = episode.observations, episode.extras["speed"]
         for optimiser in self.optimisers.values():
             optimiser.param_groups[0]["lr"] = value_at(self.config.learning_rate, self.iteration)
@@ -438,23 +443,24 @@ class Trainer(Parts):
 
     def distil(self) -> Tensor:
         """Returns the speeds (K,) of the policy as it is, over `distilled_trajectories` new trajectories."""
-        batches = -(-self.config.distilled_trajectories // self.config.num_envs)
+        env = self.measured_env
+        batches, explore = -(-self.config.distilled_trajectories // env.num_envs), self._explorer(env)
         episodes = (
-            run_episode(self.env, self._explore, self._seeds(batch), keep_observations=False)
+            run_episode(env, explore, self._seeds(env, batch), keep_observations=False)
             for batch in range(batches)
         )
         return distilled(torch.cat([episode.extras["speed"] for episode in episodes], 1), self.sampler.period)
 
     def clocks(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the policy's mean speeds (K, N) on new trajectories, and grids {name: (K + 1,)} beside them."""
-        sampler, steps = self.sampler, self.config.num_steps
-        seeds = self._seeds()
+        sampler, steps, env = self.sampler, self.config.num_steps, self.measured_env
+        seeds = self._seeds(env)
 
         def act(observation: Observation) -> Decision:
-            return _decision(self.env, self.model.executed(observation, self.model.mean(observation)))
+            return _decision(env, self.model.executed(observation, self.model.mean(observation)))
 
         with torch.no_grad():
-            episode = run_episode(self.env, act, seeds, keep_observations=False)
+            episode = run_episode(env, act, seeds, keep_observations=False)
             rng = BatchRng(torch.tensor(seeds, device=episode.context.device))
             found = sampler.closed_form(episode.context, rng)(steps)
         flow = sampler.flow
@@ -463,35 +469,39 @@ class Trainer(Parts):
 
     def cost_of(self, speeds: Tensor) -> float:
         """Returns the mean cost of speeds (K,) on new trajectories, the same for all."""
-        wanted = speeds.float().to(unwrapped(self.env).device)
+        env = self.measured_env
+        wanted = speeds.float().to(unwrapped(env).device)
 
         def act(observation: Observation) -> Decision:
-            step = unwrapped(self.env).current_step
-            return _decision(self.env, wanted[step].expand(self.config.num_envs))
+            return _decision(env, wanted[unwrapped(env).current_step].expand(env.num_envs))
 
-        episode = run_episode(self.env, act, self._seeds(), keep_observations=False)
+        episode = run_episode(env, act, self._seeds(env), keep_observations=False)
         return episode.diagnostics[self.model.cost].sum(0).mean().item()
 
-    def _seeds(self, batch: int = 0) -> list[int]:
+    def _seeds(self, env: gym.vector.VectorEnv, batch: int = 0) -> list[int]:
         """Returns the seeds of a batch of trajectories behind those that are trained on so far."""
-        first = self.images + batch * self.config.num_envs
-        return [training_seed(self.config.seed, first + i) for i in range(self.config.num_envs)]
+        first = self.images + batch * env.num_envs
+        return [training_seed(self.config.seed, first + i) for i in range(env.num_envs)]
 
     def _next_seeds(self) -> list[int]:
-        seeds = self._seeds()
+        seeds = self._seeds(self.env)
         self.images += len(seeds)
         return seeds
 
-    def _explore(self, observation: Observation) -> Decision:
-        """Returns a random speed as an action, and itself."""
-        inner = unwrapped(self.env)
-        noise = inner.rng.at(inner.current_step).normal(purpose=Purpose.POLICY).float()
-        mean = self.model.mean(observation)
-        std = self.model.std(observation, mean)
-        wanted = mean + std * noise
-        decision = _decision(self.env, self.model.executed(observation, wanted))
-        wanted = wanted if self.model.projected else decision.extra["speed"]
-        return Decision(decision.action, {**decision.extra, "wanted": wanted, "std": std})
+    def _explorer(self, env: gym.vector.VectorEnv) -> Callable[[Observation], Decision]:
+        """Returns what gives random speeds as actions, and themselves."""
+        inner = unwrapped(env)
+
+        def act(observation: Observation) -> Decision:
+            noise = inner.rng.at(inner.current_step).normal(purpose=Purpose.POLICY).float()
+            mean = self.model.mean(observation)
+            std = self.model.std(observation, mean)
+            wanted = mean + std * noise
+            decision = _decision(env, self.model.executed(observation, wanted))
+            wanted = wanted if self.model.projected else decision.extra["speed"]
+            return Decision(decision.action, {**decision.extra, "wanted": wanted, "std": std})
+
+        return act
 
     def _ascend(self, name: str, objective: Tensor) -> None:
         """Takes one step of an optimiser up an objective (K, N): a sum over decisions, a mean over trajectories."""

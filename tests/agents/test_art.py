@@ -79,7 +79,7 @@ def test_the_moment_identity_holds(budget, backbone):
     if budget == "projection":
         model.gamma.zero_()
     torch.nn.init.normal_(model.actor[-1].weight, std=0.05, generator=torch.Generator().manual_seed(1))
-    episode = run_episode(trainer.env, trainer._explore, list(range(config.num_envs)))
+    episode = run_episode(trainer.env, trainer._explorer(trainer.env), list(range(config.num_envs)))
     seen, speeds = episode.observations, episode.extras["wanted"]
     slope, _ = trainer.sampler.flow(seen["point"][0], seen["psi"][0, :, 0].double(), episode.context)
     norm = episode.diagnostics["derivative_norm"][0]
@@ -98,7 +98,7 @@ def test_the_moment_identity_holds(budget, backbone):
 def test_increments_are_those_of_the_definition():
     trainer = Trainer(dataclasses.replace(PUBLISHED, num_steps=3, temperature=0.3))
     trainer.model.gamma.fill_(-1.7)
-    episode = run_episode(trainer.env, trainer._explore, list(range(64)))
+    episode = run_episode(trainer.env, trainer._explorer(trainer.env), list(range(64)))
     found, seen, dt = trainer.increments(episode), episode.observations, 1.0
     with torch.no_grad():
         values = [trainer.model.value({n: v[k] for n, v in seen.items()}) + 0.3 * k * dt for k in range(3)]
@@ -130,7 +130,9 @@ def test_the_published_settings_are_those_of_the_paper():
 def test_exploration_has_the_variance_of_the_paper(config):
     trainer = Trainer(config)
     trainer.step()
-    episode = run_episode(trainer.env, trainer._explore, [7 + i for i in range(config.num_envs)])
+    episode = run_episode(
+        trainer.env, trainer._explorer(trainer.env), [7 + i for i in range(config.num_envs)]
+    )
     seen, last = episode.observations, -1 if config.budget == "projection" else None
     with torch.no_grad():
         mean, std = trainer.model.mean(seen), episode.extras["std"]
@@ -235,11 +237,19 @@ def test_a_deviation_leaves_the_ends_out():
 
 
 def test_the_martingale_residual_is_small_on_new_trajectories(trained):
-    episode = run_episode(trained.env, trained._explore, [10**6 + i for i in range(256)])
+    episode = run_episode(trained.env, trained._explorer(trained.env), [10**6 + i for i in range(256)])
     untrained = Trainer(trained.config)
     untrained.model.measure(episode)
     assert martingale_residual(trained.increments(episode), episode) < 0.15
     assert martingale_residual(untrained.increments(episode), episode) > 0.3
+
+
+def test_a_run_of_one_trajectory_at_a_time_is_measured_on_as_many_as_others():
+    single, many = (Trainer(dataclasses.replace(SMALL, num_envs=number)) for number in (1, 64))
+    speeds = torch.linspace(0.5, 1.5, SMALL.num_steps, dtype=torch.float64)
+    assert single.cost_of(speeds) == pytest.approx(many.cost_of(speeds), rel=1e-6)
+    torch.testing.assert_close(single.distil(), many.distil())
+    torch.testing.assert_close(single.clocks(), many.clocks())
 
 
 def test_the_closed_form_is_the_published_one():
