@@ -17,6 +17,7 @@ from rich.table import Table
 import genenv
 from agents.console import CONSOLE, cell, say
 from agents.runs import Run, in_8_bits
+from genenv.actions import ScheduleActions
 from genenv.checkpoints import write_text
 from genenv.envs.ode import ODESampler
 from genenv.evaluation import Evaluation
@@ -31,6 +32,9 @@ from genenv.vector_env import unwrapped
 from genenv.viz.plots import save_curves, save_samples, save_schedule
 from genenv.viz.report import write_report
 
+NAMES = ("hand-crafted", "learned")
+"""What an agent started from, and what it found."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
@@ -38,15 +42,17 @@ class RunResult:
 
     Attributes:
         out: the run directory.
-        handcrafted: held-out evaluation of the hand-crafted schedule.
+        handcrafted: held-out evaluation before training, of the hand-crafted schedule or the generator as it was.
         learned: held-out evaluation of the learned policy, on the same seeds.
         verdict: reward and held-out metrics before and after, in one sentence.
+        names: what the two are called.
     """
 
     out: Path
     handcrafted: Evaluation
     learned: Evaluation
     verdict: str
+    names: tuple[str, str] = NAMES
 
 
 def finish(
@@ -60,6 +66,7 @@ def finish(
     images: int,
     seconds: float,
     beside: Mapping[str, Any] | None = None,
+    names: tuple[str, str] = NAMES,
 ) -> RunResult:
     """Writes the pictures, the summary and the report of a run.
 
@@ -73,24 +80,28 @@ def finish(
         images: generated for training.
         seconds: spent on training.
         beside: what else the agent has found, for the summary.
+        names: what the two evaluations are called.
     """
     config = run.config
     line = verdict(reward, handcrafted, in_8_bits(learned))
-    names, tier = unwrapped(env).contexts.names, tier_of(config.env_kwargs["backbone"])
-    labels, real = [str(names[label]) for label in learned.episode.context.tolist()], None
+    classes, tier = unwrapped(env).contexts.names, tier_of(config.env_kwargs["backbone"])
+    labels, real = [str(classes[label]) for label in learned.episode.context.tolist()], None
     if tier.real_images is not None:
         images_of, context = tier.real_images()
-        real = (images_of, [str(names[label]) for label in context.tolist()])
-    rows = {"hand-crafted": handcrafted.episode.images, "learned": learned.episode.images}
+        real = (images_of, [str(classes[label]) for label in context.tolist()])
+    both = dict(zip(names, (handcrafted, learned), strict=True))
+    rows = {name: evaluation.episode.images for name, evaluation in both.items()}
     save_samples(run.out / "samples.png", rows, labels, real)
-    if learned.episode.schedule:
+    if isinstance(unwrapped(env).actions, ScheduleActions):
         static = {param.name: param.static for param in schedule_actions(env).params}
         save_schedule(run.out / "schedule.png", static, learned.episode.schedule)
     sampler = unwrapped(env).sampler
     if isinstance(sampler, ODESampler):  # distilled: one grid for all images
         levels = of_times(sampler.path, learned.episode.diagnostics["time"].double().mean(1).cpu())
         write_schedule(run.out / SCHEDULE, {len(levels) - 1: levels})
-    save_curves(run.out / "curves.png", run.log.read(), baseline=handcrafted.metrics, floor=floor)
+    save_curves(
+        run.out / "curves.png", run.log.read(), baseline=handcrafted.metrics, floor=floor, before=names[0]
+    )
     summary = {
         "name": config.name,
         "agent": config.agent,
@@ -102,23 +113,23 @@ def finish(
         "seconds": round(seconds, 1),
         "verdict": line,
         "rows": [
-            {"name": "hand-crafted", **handcrafted.metrics, "images": 0},
-            {"name": "learned", **learned.metrics, "images": images},
+            {"name": name, **evaluation.metrics, "images": count}
+            for (name, evaluation), count in zip(both.items(), (0, images), strict=True)
         ],
-        "evaluations": {"hand-crafted": handcrafted.record(), "learned": learned.record()},
+        "evaluations": {name: evaluation.record() for name, evaluation in both.items()},
         **(beside or {}),
         "command": run.command,
         "versions": {"genenv": genenv.__version__, "torch": torch.__version__, "gymnasium": gym.__version__},
     }
     write_text(run.out / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_report(run.out, f"{config.name or config.agent} on {config.env_id}")
-    return RunResult(run.out, handcrafted, learned, line)
+    return RunResult(run.out, handcrafted, learned, line, names)
 
 
 def print_result(result: RunResult) -> None:
-    """Prints the hand-crafted schedule beside the learned one."""
-    table = Table("schedule", *SUMMARY, title="held-out metrics, same seeds", box=SIMPLE)
-    for name, evaluation in (("hand-crafted", result.handcrafted), ("learned", result.learned)):
+    """Prints what a run started from beside what it found."""
+    table = Table("", *SUMMARY, title="held-out metrics, same seeds", box=SIMPLE)
+    for name, evaluation in zip(result.names, (result.handcrafted, result.learned), strict=True):
         table.add_row(name, *(cell(evaluation.metrics, metric) for metric in SUMMARY))
     CONSOLE.print(table)
     say(result.verdict)

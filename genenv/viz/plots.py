@@ -87,7 +87,11 @@ PANELS = (
         ("held_out/precision", "held_out/recall", "held_out/coverage"),
     ),
     Panel("held-out label accuracy", "higher is better", ("held_out/accuracy",), "{x:.1%}"),
+    Panel("entropy of the policy", "1 = uniform", ("entropy",)),
+    Panel("KL to the reference", "of an action", ("kl",)),
 )
+PART = "reward/"
+"""What keys of a reward's parts begin with; each has its own panel."""
 
 DPI = 128  # a power of two, so that pixels / DPI * DPI are the same pixels again
 CELL, GAP, MARGIN, LINE = 96, 4, 24, 34
@@ -346,28 +350,34 @@ def save_curves(
     records: Sequence[Mapping[str, float]],
     baseline: Mapping[str, float] | None = None,
     floor: Mapping[str, float] | None = None,
+    before: str = "hand-crafted",
 ) -> None:
-    """Writes the learning curves of a run: reward, FID, precision, recall and coverage, label accuracy.
+    """Writes the learning curves of a run: its reward and held-out metrics, and what else its agent logs.
 
-    Panels without a finite value are left out. The curves start with the first record, before the first update where
-    there is one of iteration 0.
+    The panels are the reward, its parts where there are several, FID, precision, recall and coverage, label accuracy,
+    entropy and KL. Those without a finite value are left out. The curves start with the first record, before the first
+    update where there is one of iteration 0.
 
     Args:
         path: of the PNG file.
         records: one for each iteration, with "iteration", "images" (generated so far), "reward", and now and then
-            "held_out/fid", "held_out/precision" ...
-        baseline: {"fid": ..., "precision": ...}, the hand-crafted schedule's held-out values, as dashed lines.
+            "held_out/fid", "held_out/precision" ...; "reward/clip" is a part of the reward.
+        baseline: {"fid": ..., "precision": ...}, held-out values before training, as dashed lines.
         floor: {"fid": 0.76}, what real images reach against each other, as dotted lines.
+        before: what `baseline` is called.
 
     Raises:
         ValueError: if there are no records.
     """
     if not records:
         raise ValueError("records must hold at least one iteration, got none")
-    references = {"hand-crafted": ("--", baseline or {}), "real images": (":", floor or {})}
+    references = {before: ("--", baseline or {}), "real images": (":", floor or {})}
     clock = "images" if all("images" in record for record in records) else "iteration"
-    curves = {key: _curve(records, clock, key) for panel in PANELS for key in panel.keys}
-    shown = [panel for panel in PANELS if any(curves[key][0].size for key in panel.keys)] or [PANELS[0]]
+    names = sorted({key for record in records for key in record if key.startswith(PART)})
+    parts = [Panel(f"reward: {key.removeprefix(PART)}", "mean of the images", (key,)) for key in names]
+    panels_of = (PANELS[0], *(parts if len(parts) > 1 else ()), *PANELS[1:])
+    curves = {key: _curve(records, clock, key) for panel in panels_of for key in panel.keys}
+    shown = [panel for panel in panels_of if any(curves[key][0].size for key in panel.keys)] or [PANELS[0]]
     with matplotlib.style.context(["default", STYLE]):
         columns = min(2, len(shown))  # three side by side would have no room for their legends
         figure, panels = subplots(len(shown), columns)

@@ -27,8 +27,8 @@ COLUMNS = METRICS | {"images": Metric("training images", 0, ",.0f")}
 PICTURES = {
     "samples.png": (
         "Samples",
-        "A block of real images and one for each schedule; every column is a class. The images of a column should "
-        "differ as much as real ones do. The same place of the schedules' blocks holds the same seed.",
+        "A block of real images, and one for each row of the table; every column is a class. The images of a column "
+        "should differ as much as real ones do. The same place of the rows' blocks holds the same seed.",
     ),
     "schedule.png": (
         "Schedule",

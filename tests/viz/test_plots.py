@@ -341,6 +341,26 @@ def curve_panels(monkeypatch, tmp_path, *args, **kwargs):
     return {axes.get_title("left"): axes for axes in figures[0].axes}
 
 
+def test_curves_show_the_parts_of_a_reward_that_has_several(monkeypatch, tmp_path):
+    records = [
+        {"iteration": i, "reward": i, "reward/b": 2.0 * i, "entropy": 0.3, "kl": 0.1 * i} for i in range(4)
+    ]
+    several = [record | {"reward/a": 1.0 - i} for i, record in enumerate(records)]
+    found = curve_panels(monkeypatch, tmp_path, several, baseline={"fid": 3.0}, before="base")
+    names = ["reward", "reward: a", "reward: b", "entropy of the policy", "KL to the reference"]
+    assert list(found) == names
+    assert found["reward: a"].lines[-1].get_ydata()[-1] == pytest.approx(-2.0)
+    assert list(curve_panels(monkeypatch, tmp_path, records)) == [names[0], *names[3:]]
+
+
+def test_curves_call_what_was_before_by_its_name(monkeypatch, tmp_path):
+    records = [{"iteration": i, "reward": i, "held_out/fid": 3.0 - i} for i in range(3)]
+    found = curve_panels(monkeypatch, tmp_path, records, baseline={"fid": 3.5}, before="base")
+    labels = [text.get_text() for text in found["held-out FID"].get_legend().get_texts()]
+    assert "base" in labels
+    assert "hand-crafted" not in labels
+
+
 @pytest.mark.parametrize(
     "left_out", [(), ("accuracy",), ("accuracy", "fid"), ("accuracy", "precision", "recall", "coverage")]
 )
