@@ -13,19 +13,18 @@ from genenv.rollout import Episode, replay, run_episode
 from genenv.vector_env import unwrapped
 
 
-def play(env: VectorEnv, actor: Actor, seeds: Sequence[int]) -> Episode:
+def play(env: VectorEnv, actor: Actor, seeds: Sequence[int], keep_observations: bool = True) -> Episode:
     """Returns the episode of the images with these seeds, played as many at once as the environment holds.
 
-    Observations are kept where it holds them all; otherwise `decisions` finds them again.
+    Observations are kept, if they are wanted, where it holds them all; otherwise `decisions` finds them again.
     """
     if len(seeds) == env.num_envs:
-        return run_episode(env, actor, seeds)
+        return run_episode(env, actor, seeds, keep_observations=keep_observations)
     parts = []
     for start in range(0, len(seeds), env.num_envs):
         part = seeds[start : start + env.num_envs]
-        episode = run_episode(
-            env, actor, _filled(part, env.num_envs), keep_observations=len(seeds) == len(part)
-        )
+        whole = keep_observations and len(seeds) == len(part)
+        episode = run_episode(env, actor, _filled(part, env.num_envs), keep_observations=whole)
         parts.append(episode.first(len(part)))
     return Episode.concatenate(parts)
 
@@ -64,6 +63,22 @@ def decisions(
             if bool(wanted.any()):
                 seen = {name: value[: len(part)][wanted] for name, value in observation.items()}
                 yield seen, torch.full_like(part[wanted], step), part[wanted]
+
+
+def observations(env: VectorEnv, episode: Episode, seeds: Sequence[int], images: Tensor) -> Observation:
+    """Returns what a policy saw of some images before each decision, {name: (T, M, ...)}: kept, or generated again.
+
+    Args:
+        env: that the episode was played in.
+        episode: of `play`, of N images.
+        seeds: of its images.
+        images: (M,) int64, no more than the environment holds.
+    """
+    if episode.observations:
+        return {name: value[:, images] for name, value in episode.observations.items()}
+    numbers = _filled(images.tolist(), env.num_envs)
+    again = list(replay(env, episode.actions[:, numbers], [seeds[number] for number in numbers]))
+    return {name: torch.stack([seen[name][: len(images)] for seen in again]) for name in again[0]}
 
 
 def needs(env: VectorEnv, number: int, generated: int) -> str:

@@ -28,3 +28,18 @@ def ppo_policy_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, c
     ratio = (log_prob - old_log_prob).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return -torch.minimum(ratio * advantage, clipped * advantage)
+
+
+def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
+    """Returns exp(d) - d - 1 for d = reference - log_prob, of any shape: never negative, and 0 where both agree.
+
+    Its mean over the policy's own samples is KL(policy || reference) (Schulman 2020, "Approximating KL divergence").
+    """
+    difference = reference - log_prob
+    return difference.exp() - difference - 1
+
+
+def categorical_entropy(logits: Tensor) -> Tensor:
+    """Returns the entropy (...) of logits (..., V) over that of the uniform distribution, ln V: from 0 to 1."""
+    log_prob = logits.log_softmax(-1)
+    return -(log_prob.exp() * log_prob).sum(-1) / math.log(logits.shape[-1])

@@ -130,15 +130,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=default, help=f"folder to write to (default {default})")
     sub.add_argument("--only", metavar="PART", help="train this network alone")
 
-    sub = command("export", _export, "Print a distilled schedule as another sampler takes it.")
+    sub = command(
+        "export", _export, "Print a distilled schedule, or write a tuned network, as others take it."
+    )
     sub.add_argument(
-        "schedule", type=Path, metavar="RUN_OR_SCHEDULE", help="a schedule.json, or a run's folder with one"
+        "source",
+        type=Path,
+        metavar="RUN_OR_SCHEDULE",
+        help="a schedule.json, or a run's folder with one or with a tuned generator",
     )
     sub.add_argument(
         "--to",
-        choices=["diffusers", "json"],
+        choices=["diffusers", "json", "llamagen", "taming"],
         default="json",
-        help="what `set_timesteps` of diffusers' schedulers takes, or the noise levels (default)",
+        help="what `set_timesteps` of diffusers' schedulers takes, or the noise levels (default); a checkpoint of the "
+        "code of LlamaGen, or of VQGAN",
     )
     sub.add_argument("--steps", type=int, metavar="K", help="needed where the schedule has several")
     sub.add_argument(
@@ -462,15 +468,23 @@ def _export(options: argparse.Namespace) -> int:
     from genenv.export import (
         DIFFUSION,
         FLOW,
+        LAYOUTS,
         SCHEDULERS,
         at_steps,
         for_diffusers,
         read_schedule,
         schedule_text,
+        write_weights,
     )
     from genenv.json_text import read_object
 
-    levels = at_steps(read_schedule(options.schedule), options.steps)
+    if options.to in LAYOUTS:
+        if options.out is None:
+            raise CommandError(f"--to {options.to} needs --out, the file to write")
+        write_weights(options.source, options.to, options.out)
+        print(options.out)
+        return 0
+    levels = at_steps(read_schedule(options.source), options.steps)
     if options.to == "json":
         text = schedule_text({len(levels) - 1: levels})
     else:

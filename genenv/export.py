@@ -1,4 +1,4 @@
-"""Schedules of noise levels as files, and as what the schedulers of diffusers take.
+"""Schedules of noise levels as files and as schedulers of diffusers take them; networks as their papers' code does.
 
 A schedule.json holds grids at several numbers of steps K: K+1 noise levels sigma (x = data + sigma noise), the last 0.
 
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genenv.checkpoints import write_text
+from genenv.checkpoints import replacing, write_text
 from genenv.grids import resampled
 from genenv.solvers import noise_levels
+from genenv.tiers import load_part
 
 SCHEDULE = "schedule.json"
 """The file's name in a run directory."""
@@ -30,6 +31,12 @@ SCHEDULERS = (*DIFFUSION, FLOW)
 
 DDPM = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 """The diffusion schedulers' usual configuration here, as of DDPM and DiT; their own defaults differ from each other."""
+
+GENERATOR = "generator"
+"""The folder in a run directory with the networks that it has tuned."""
+LAYOUTS = {"llamagen": ("llamagen", "model", ""), "taming": ("vqgan", "state_dict", "transformer.")}
+"""Code that a network is exported for -> its name in a backbone, and where a checkpoint of that code has it: under
+which entry, and before which names. The names themselves are those that our networks have."""
 
 TOLERANCE = 1e-3
 """Relative; a scheduler rounds levels to float32, and finds them in a table."""
@@ -84,6 +91,27 @@ def at_steps(grids: Mapping[int, Tensor], steps: int | None) -> Tensor:
     steps = next(iter(grids)) if steps is None else steps
     nearest = min(grids, key=lambda other: (abs(other - steps), -other))
     return grids[nearest] if nearest == steps else resampled(grids[nearest], steps)
+
+
+def write_weights(source: Path, layout: str, out: Path) -> None:
+    """Writes a network of a backbone's folder as a checkpoint of the code that it comes from.
+
+    Args:
+        source: the folder, or the run directory that tuned it.
+        layout: one of `LAYOUTS`.
+        out: the file, a dictionary of tensors as torch saves it.
+
+    Raises:
+        ValueError: if there is no such layout, or the backbone has no such network.
+        CheckpointError: if its weights are missing or damaged.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    part, entry, prefix = LAYOUTS[layout]
+    backbone = source / GENERATOR if (source / GENERATOR).is_dir() else source
+    state = load_part(part, str(backbone)).state_dict()
+    with replacing(out) as partial:
+        torch.save({entry: {prefix + name: value for name, value in state.items()}}, partial)
 
 
 def for_diffusers(

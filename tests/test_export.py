@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from genenv import cli, grids
+from genenv.checkpoints import read_state_dict, save_tensors
 from genenv.export import (
     DDPM,
     DIFFUSION,
@@ -16,8 +17,10 @@ from genenv.export import (
     read_schedule,
     schedule_text,
     write_schedule,
+    write_weights,
 )
 from genenv.solvers import LinearPath, VPLinear, sample
+from genenv.tiers import load_part, write_manifest
 
 SOLVERS = dict(zip(SCHEDULERS, ("euler", "heun", "dpmpp2m", "euler"), strict=True))
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
@@ -229,3 +232,32 @@ def test_the_command_leaves_out_what_cannot_follow_and_says_why(capsys, tmp_path
 def test_a_folder_without_a_schedule_is_told_what_writes_one(tmp_path, capsys):
     assert cli.main(["export", str(tmp_path)]) == 2
     assert f"there is no {tmp_path / 'schedule.json'}; a run of agents.art, or of " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layout", "part", "entry", "name"),
+    [
+        ("llamagen", "llamagen", "model", "layers.0.attention.wqkv.weight"),
+        ("taming", "vqgan", "state_dict", "transformer.blocks.0.attn.query.weight"),
+    ],
+)
+def test_a_tuned_network_is_written_as_its_papers_code_has_it(layout, part, entry, name, tmp_path, capsys):
+    state = {key: 1.1 * value for key, value in load_part(part, "digits").state_dict().items()}
+    folder = tmp_path / "run" / "generator"
+    folder.mkdir(parents=True)
+    save_tensors(state, folder / f"{part}.safetensors")
+    write_manifest(folder, "digits", base="digits")
+    out = tmp_path / "tuned.pt"
+    assert cli.main(["export", str(tmp_path / "run"), "--to", layout, "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    written = torch.load(out, weights_only=True)
+    assert list(written) == [entry]
+    assert name in written[entry]
+    prefix = "transformer." if layout == "taming" else ""
+    found = {key.removeprefix(prefix): value for key, value in read_state_dict(out).items()}
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+    assert cli.main(["export", str(tmp_path / "run"), "--to", layout]) == 2
+    assert "needs --out" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="layout must be one of llamagen, taming, got 'gpt'"):
+        write_weights(folder, "gpt", out)

@@ -104,6 +104,10 @@ class TokenSampler(RasterGrid):
         """Returns the grid with one more token (N,)."""
         return self._look_ahead(self.put(state, token))
 
+    def use(self, network: RasterTransformer) -> None:
+        """Predicts by another network of the same shapes from now on, such as one that is being tuned."""
+        self.read, self.new_cache = network.read, network.new_cache
+
     def _look_ahead(self, state: RasterState) -> RasterState:
         if self.read is None or state.known == self.length:
             return state

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from agents.losses import gaussian_log_prob, ppo_policy_loss, traced
+from agents.losses import categorical_entropy, gaussian_log_prob, k3, ppo_policy_loss, traced
 
 
 def test_gaussian_log_prob_is_that_of_torch():
@@ -41,3 +41,26 @@ def test_a_trace_credits_a_decision_with_what_follows(decay):
     increments = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     expected = torch.stack([sum(decay ** (j - k) * increments[j] for j in range(k, 4)) for k in range(4)])
     torch.testing.assert_close(traced(increments, decay), expected)
+
+
+def test_k3_is_the_kl_in_the_mean_and_never_negative():
+    generator = torch.Generator().manual_seed(0)
+    policy, reference = (torch.randn(6, generator=generator).log_softmax(0) for _ in range(2))
+    samples = torch.multinomial(policy.exp(), 200_000, replacement=True, generator=generator)
+    estimates = k3(policy[samples], reference[samples])
+    exact = (policy.exp() * (policy - reference)).sum()
+    assert estimates.mean().item() == pytest.approx(exact.item(), rel=0.03)
+    assert (estimates >= 0).all()
+    assert k3(policy, policy).abs().max() == 0
+    by_hand = math.exp(-1.0 + 3.0) - (-1.0 + 3.0) - 1
+    assert k3(torch.tensor(-3.0), torch.tensor(-1.0)).item() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_the_entropy_of_tokens_lies_between_0_and_1(size):
+    logits = torch.stack([torch.zeros(size), 50.0 * torch.eye(size)[1], torch.linspace(-1, 2, size)])
+    expected = torch.distributions.Categorical(logits=logits).entropy() / math.log(size)
+    found = categorical_entropy(logits)
+    torch.testing.assert_close(found, expected)
+    assert found[0].item() == pytest.approx(1)
+    assert found[1].item() == pytest.approx(0, abs=1e-6)
