@@ -21,7 +21,7 @@ from torch import Tensor
 from genenv.checkpoints import prepare_file, write_text
 from genenv.cli import json_object, known_id
 from genenv.console import exit_status, print_table
-from genenv.evaluation import Evaluator
+from genenv.evaluation import Evaluation, Evaluator
 from genenv.metrics.intervals import interval
 from genenv.metrics.names import SUMMARY, in_a_line
 from genenv.protocols import Actor
@@ -87,7 +87,7 @@ class Result:
     protocol: str
     """How they were judged; numbers of different protocols cannot be compared."""
     metrics: dict[str, float]
-    """Held-out metrics: fid, kid, precision, recall, density, coverage, accuracy."""
+    """Held-out metrics: fid, kid, precision, recall, density, coverage, accuracy, and those of the baseline itself."""
     images: int
     """Images generated to find the policy; the held-out ones are not counted."""
     seconds: float
@@ -123,8 +123,19 @@ class Bench:
         images: int = 0,
         seconds: float = 0.0,
         table: Tensor | None = None,
+        further: Callable[[Evaluation], Mapping[str, float]] | None = None,
     ) -> Result:
-        """Returns the result of an actor found with `images` images; `table` (T, A) is its exact static schedule."""
+        """Returns the result of an actor found with `images` images.
+
+        Args:
+            method: the actor's name.
+            seed: of the repetition.
+            actor: maps observations to actions (N, ...).
+            images: generated to find it.
+            seconds: spent on finding it.
+            table: (T, A), its exact static schedule.
+            further: metrics of an evaluation, beside its own.
+        """
         method = method if self.task.name is None else f"{method}, {self.task.name}"
         evaluation = self.evaluator.repetition(actor, seed, f"{method}, seed {seed}")
         if table is None:
@@ -139,7 +150,7 @@ class Bench:
             decisions=unwrapped(self.evaluator.env).sampler.horizon,
             num_images=self.task.num_images,
             protocol=evaluation.protocol,
-            metrics=evaluation.metrics,
+            metrics=evaluation.metrics | dict(further(evaluation) if further else {}),
             images=images,
             seconds=round(seconds, 1),
             schedule=schedule,
@@ -244,14 +255,14 @@ def parse_results(content: Any, path: Path) -> list[Result]:
     return [Result(**entry) for entry in content]
 
 
-def table_of(results: Sequence[Result]) -> Table:
+def table_of(results: Sequence[Result], names: Sequence[str] = SUMMARY) -> Table:
     """Returns a table with one row a method: the mean over its repetitions and the 95 % t interval's half-width."""
-    table = Table("method", *SUMMARY, "images", "seconds", box=SIMPLE)
+    table = Table("method", *names, "images", "seconds", box=SIMPLE)
     for method in dict.fromkeys(result.method for result in results):
         rows = [result for result in results if result.method == method]
         cells = [
             interval([row.metrics[name] for row in rows]) if name in rows[0].metrics else "-"
-            for name in SUMMARY
+            for name in names
         ]
         images = sum(row.images for row in rows) / len(rows)
         seconds = sum(row.seconds for row in rows) / len(rows)

@@ -32,8 +32,13 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", 1, ".1%"),
     "clip_score": Metric("CLIP score", 1, ".3f"),
     "w2": Metric("W2", -1, ".4f"),
+    "clip": Metric("CLIP", 1, ".3f"),
+    "hpsv2": Metric("HPSv2", 1, ".3f"),
+    "nfe": Metric("network evaluations", -1, ".1f"),
+    "images_per_second": Metric("images/s", 1, ",.0f"),
 }
-"""Key -> metric, in the order in which they are listed: `Measurement.metrics`, the CLIP score, W2 of points."""
+"""Key -> metric, in the order in which they are listed: `Measurement.metrics`, the CLIP score, W2 of points, rewards,
+and what an image costs."""
 
 SUMMARY = ("fid", "precision", "recall", "coverage", "accuracy")
 """Those of a short table: quality, fidelity and diversity, and whether the label is met."""
