@@ -353,3 +353,23 @@ def test_advantages_are_told_in_the_deviations_of_the_group_or_of_the_batch():
     whole = Trainer(change(SMALL, scale="batch"))._advantage(reward, group)
     std = deviation.square().mean().sqrt()
     torch.testing.assert_close(whole, deviation / (std + 1e-4), rtol=1e-3, atol=1e-3)
+
+
+def test_a_policy_that_collapses_raises_the_guards_warning(tmp_path, undrawn):
+    config = change(
+        SMALL,
+        num_groups=10,
+        group_size=8,
+        chunk_size=80,
+        num_iterations=24,
+        instance="hpsv2",
+        distribution="none",
+        kl_weight=0.0,
+        learning_rate=((0, 4e-4),),
+        entropy_weight=0.0,
+        eval_interval=24,
+        eval_images=600,
+    )
+    result = train(config, tmp_path / "run")
+    assert result.learned.metrics["recall"] < result.handcrafted.metrics["recall"] - 0.2
+    assert "Warning: FID rose and recall fell while the reward rose" in result.verdict
