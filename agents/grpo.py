@@ -97,29 +97,30 @@ class Config:
     """Where everything runs."""
     precision: str = "float32"
     """"bfloat16" runs the generator in it, where that is safe (autocast); its weights stay as they are."""
-    num_groups: Annotated[int, AT_LEAST_1] = 20
+    num_groups: Annotated[int, AT_LEAST_1] = 40
     """Groups of images of one class in an iteration (B)."""
     group_size: Annotated[int, AT_LEAST_2] = 12
     """Images of a group (G)."""
-    chunk_size: Annotated[int, AT_LEAST_1] = 240
+    chunk_size: Annotated[int, AT_LEAST_1] = 480
     """Images at once. It bounds the memory and changes no number."""
-    num_iterations: Annotated[int, AT_LEAST_1] = 300
+    num_iterations: Annotated[int, AT_LEAST_1] = 400
     """Rollouts, each followed by updates."""
-    num_epochs: Annotated[int, AT_LEAST_1] = 2
+    num_epochs: Annotated[int, AT_LEAST_1] = 1
     """Passes over an iteration's images (K), one gradient step each."""
     guidance_weight: Annotated[float, NOT_NEGATIVE] = 0.0
     """Weight of classifier-free guidance while sampling for tuning; evaluation has none. Only with tokens."""
-    instance: str = '{"clip": 1.0, "hpsv2": 1.0}'
+    instance: str = '{"clip": 2.0, "hpsv2": 1.0}'
     """Rewards of single images: a name, weights in JSON, or "none"; their weighted sum is standardised."""
     distribution: str = "loo_fid"
     """Rewards that compare images of a batch, likewise."""
     instance_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     """Weight of the objective of the first."""
-    distribution_weight: Annotated[float, NOT_NEGATIVE] = 2.0
+    distribution_weight: Annotated[float, NOT_NEGATIVE] = 0.5
     """Weight of the objective of the second."""
-    fid_beta: Annotated[float, FRACTION] = 0.5
-    """Weight of the old moments of leave-one-out FID at each batch; 0 for the batch alone."""
-    scale: str = "group"
+    fid_beta: Annotated[float, FRACTION] = 0.95
+    """Weight of the old moments of leave-one-out FID at each batch; 0 for the batch alone. Few images are off by chance
+    more than the generator is."""
+    scale: str = "batch"
     """Whose standard deviation an advantage is told in: its "group"'s, as published, the whole "batch"'s, or "none"'s.
     The first makes as much of a group in which all images are good as of one in which some are bad, and both make as
     much of a distribution that is nearly right as of one that is wrong."""
@@ -127,7 +128,7 @@ class Config:
     """Probability ratio of a whole image, exp of the mean difference over its actions, or of each "token"."""
     clip: Annotated[float, ABOVE_ZERO] = 0.2
     """Trust region of the ratio (epsilon)."""
-    kl_weight: Annotated[float, NOT_NEGATIVE] = 0.1
+    kl_weight: Annotated[float, NOT_NEGATIVE] = 10.0
     """Weight of the KL to the reference, by the estimator k3 of the same probabilities as the ratio."""
     reference: str = "frozen"
     """"frozen", the policy before training, or "moving", an average of it over iterations."""
@@ -149,7 +150,7 @@ class Config:
     """AdamW's."""
     max_gradient: Annotated[float, ABOVE_ZERO] = 1.0
     """Largest norm of a gradient."""
-    average_decay: Annotated[float, FRACTION] = 0.0
+    average_decay: Annotated[float, FRACTION] = 0.98
     """Weight, at each iteration, of the old moving average of the weights, which is what is evaluated and kept; 0 for
     the last weights."""
     lora_rank: Annotated[int, NOT_NEGATIVE] = 0
@@ -224,7 +225,16 @@ PRESETS = {
     "digits-llamagen": Config(),
     "digits-vqgan": Config(network="vqgan"),
     "schedule": Config(
-        env_id="AdaGen/MaskGIT-v0", num_steps=4, entropy_weight=0.0, learning_rate=((0, 1e-3),), kl_weight=0.0
+        env_id="AdaGen/MaskGIT-v0",
+        num_steps=4,
+        entropy_weight=0.0,
+        learning_rate=((0, 1e-3),),
+        kl_weight=0.0,
+        num_groups=20,
+        chunk_size=240,
+        num_epochs=2,
+        num_iterations=100,
+        average_decay=0.9,
     ),
     "paper": Config(
         backbone="imagenet256-llamagen-l",
@@ -232,8 +242,14 @@ PRESETS = {
         num_groups=12,
         chunk_size=12,
         num_iterations=600,
+        num_epochs=2,
         guidance_weight=0.5,
+        instance='{"clip": 1.0, "hpsv2": 1.0}',
+        distribution_weight=2.0,
+        fid_beta=0.5,
+        scale="group",
         kl_weight=3.0,
+        average_decay=0.0,
         entropy_target=0.78,
         learning_rate=((0, 1e-5),),
         eval_images=10_000,

@@ -19,6 +19,13 @@ from genenv.tiers import load_part
 from genenv.vector_env import unwrapped
 
 SMALL = Config(
+    num_epochs=2,
+    scale="group",
+    fid_beta=0.5,
+    kl_weight=0.1,
+    average_decay=0.0,
+    instance='{"clip": 1.0, "hpsv2": 1.0}',
+    distribution_weight=2.0,
     num_groups=4,
     group_size=3,
     chunk_size=12,
@@ -336,6 +343,11 @@ def test_the_published_settings():
     assert (paper.num_groups, paper.group_size, paper.num_iterations, paper.num_epochs) == (12, 12, 600, 2)
     assert (paper.clip, paper.kl_weight, paper.fid_beta, paper.guidance_weight) == (0.2, 3.0, 0.5, 0.5)
     assert (paper.instance_weight, paper.distribution_weight) == (1.0, 2.0)
+    assert json.loads(paper.instance) == {"clip": 1.0, "hpsv2": 1.0}
+    assert (paper.distribution, paper.scale, paper.ratio, paper.entropy) == (
+        *("loo_fid", "group", "sequence", "adaptive"),
+    )
+    assert (paper.average_decay, paper.reference) == (0.0, "frozen")
     assert (paper.entropy_weight, paper.entropy_target, paper.entropy_tolerance, paper.entropy_gain) == (
         *(2.2e-3, 0.78, 0.015, 3.0),
     )
