@@ -22,6 +22,8 @@ def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
     size = logits.shape[-1]
     k = k.clamp(max=size).long()  # in this order: no huge number fits a long
     k = torch.where(k <= 0, size, k).view(-1, *[1] * (logits.ndim - 1))
+    if _keeps_all(k == size):
+        return logits
     ordered = logits.sort(dim=-1, descending=True).values
     cutoff = ordered.gather(-1, (k - 1).expand(*logits.shape[:-1], 1))
     return logits.masked_fill(logits < cutoff, -math.inf)
@@ -38,6 +40,8 @@ def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
         p: (N,) in [0, 1].
     """
     p = p.float().view(-1, *[1] * (logits.ndim - 1))
+    if _keeps_all(p >= 1):
+        return logits
     ordered, index = logits.sort(dim=-1, descending=True)
     before = F.pad(ordered.softmax(-1).cumsum(-1)[..., :-1], (1, 0))
     dropped = (before > p) & (p < 1)
@@ -47,3 +51,8 @@ def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
 def at_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
     """Returns logits (N, ..., V) over temperatures (N,); 0 is the limit of small ones: the likeliest token."""
     return logits / temperature.float().clamp(min=COLDEST).view(-1, *[1] * (logits.ndim - 1))
+
+
+def _keeps_all(unfiltered: Tensor) -> bool:
+    """Returns whether all images are known to keep all; on the CPU alone, for to look would wait for a GPU."""
+    return unfiltered.device.type == "cpu" and bool(unfiltered.all())
