@@ -103,7 +103,7 @@ class Config:
     """Images of a group (G)."""
     chunk_size: Annotated[int, AT_LEAST_1] = 480
     """Images at once. It bounds the memory and changes no number."""
-    num_iterations: Annotated[int, AT_LEAST_1] = 400
+    num_iterations: Annotated[int, AT_LEAST_1] = 350
     """Rollouts, each followed by updates."""
     num_epochs: Annotated[int, AT_LEAST_1] = 1
     """Passes over an iteration's images (K), one gradient step each."""
@@ -120,6 +120,8 @@ class Config:
     fid_beta: Annotated[float, FRACTION] = 0.95
     """Weight of the old moments of leave-one-out FID at each batch; 0 for the batch alone. Few images are off by chance
     more than the generator is."""
+    fid_standardised: bool = True
+    """Whether leave-one-out FID tells features in standard deviations of the real ones, as the paper does not."""
     scale: str = "batch"
     """Whose standard deviation an advantage is told in: its "group"'s, as published, the whole "batch"'s, or "none"'s.
     The first makes as much of a group in which all images are good as of one in which some are bad, and both make as
@@ -247,6 +249,7 @@ PRESETS = {
         instance='{"clip": 1.0, "hpsv2": 1.0}',
         distribution_weight=2.0,
         fid_beta=0.5,
+        fid_standardised=False,
         scale="group",
         kl_weight=3.0,
         average_decay=0.0,
@@ -266,11 +269,14 @@ class Policy(Protocol):
         network: what is trained.
         reference: what the KL is to; None without one.
         looks_back: whether `log_prob` needs what was observed.
+        most_entropy: that of the uniform distribution over actions, in nats; None where entropies are not of interest.
     """
 
     env: gym.vector.VectorEnv
     looks_back: bool
 
+    @property
+    def most_entropy(self) -> float | None: ...  # noqa: D102
     @property
     def network(self) -> nn.Module: ...  # noqa: D102
     @property
@@ -284,7 +290,7 @@ class Policy(Protocol):
     def log_prob(
         self, network: nn.Module, episode: Episode, seeds: Sequence[int], images: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns the log-probability of each action of some images (M,), (M, T), and their entropies, (M, T)."""
+        """Returns the log-probability of each action of some images (M,), and its entropy in nats: (M, T) each."""
         ...
 
     def actor(self, network: nn.Module, env: gym.vector.VectorEnv) -> Actor:
@@ -302,6 +308,7 @@ class Generator:
         self.reference = frozen_copy(self.network) if config.kl_weight else None
         if config.lora_rank:
             add_lora(self.network, config.lora_rank)
+        self.most_entropy = math.log(self.network.codebook_size)
         kwargs = config.env_kwargs | {"guidance_weight": config.guidance_weight}
         self.env = make_env(config, kwargs)
         self.act = self.actor(self.network, self.env)
@@ -311,8 +318,8 @@ class Generator:
     ) -> tuple[Tensor, Tensor]:
         """Returns those of the conditional network, (M, L) each."""
         tokens = episode.actions[:, images].T
-        logits = network(tokens[:, :-1], episode.context[images])[0].float()
-        return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0], categorical_entropy(logits)
+        log_prob = network(tokens[:, :-1], episode.context[images])[0].float().log_softmax(-1)
+        return log_prob.gather(-1, tokens[..., None])[..., 0], categorical_entropy(log_prob)
 
     def actor(self, network: nn.Module, env: gym.vector.VectorEnv) -> Actor:
         """Returns what draws tokens from a network, which takes the place of the environment's own."""
@@ -324,7 +331,7 @@ class Generator:
 class Steering:
     """A Gaussian policy over the schedule of a frozen generator; its last layer starts at the hand-crafted one."""
 
-    looks_back = True
+    looks_back, most_entropy = True, None
 
     def __init__(self, config: Config, std: Callable[[], float]):
         self.config, self.std = config, std
@@ -416,13 +423,7 @@ class Trainer(Parts):
     def step(self) -> dict[str, float]:
         """Runs one iteration: rollout, rewards, advantages, updates."""
         started, config, policy = time.perf_counter(), self.config, self.policy
-        size = config.group_size
-        groups = processes.own(config.num_groups)
-        seeds = [
-            training_seed(config.seed, self.images + i)
-            for i in range(groups.start * size, groups.stop * size)
-        ]
-        self.images += config.num_groups * size
+        seeds = self._next_seeds()
         with self._autocast():
             episode = chunks.play(policy.env, policy.act, seeds, policy.looks_back)
         total, parts = self.reward.judge(episode.images, episode.context, episode.group)
@@ -438,13 +439,19 @@ class Trainer(Parts):
                 if policy.reference is None
                 else self._of_chunks(policy.reference, episode, seeds, everything)[0]
             )
-        entropy = processes.mean(entropies).item()
-        if self.entropy_target is None:
-            self.entropy_target = entropy
-        bonus = self._entropy_weight(entropy)
+        bonus, told = 0.0, {}
+        if policy.most_entropy is not None:
+            entropy = processes.mean(entropies).item() / policy.most_entropy
+            if self.entropy_target is None:
+                self.entropy_target = entropy
+            bonus = self._entropy_weight(entropy)
+            told = {"entropy": entropy, "entropy_weight": bonus}
         for group in self.optimiser.param_groups:
             group["lr"] = value_at(config.learning_rate, self.iteration)
-        number, sums = config.num_groups * size, torch.zeros(3, device=self.device, dtype=torch.float64)
+        number, sums = (
+            config.num_groups * config.group_size,
+            torch.zeros(3, device=self.device, dtype=torch.float64),
+        )
         norm = torch.zeros(())
         for _ in range(config.num_epochs):
             self.optimiser.zero_grad()
@@ -479,13 +486,20 @@ class Trainer(Parts):
             "images": self.images,
             "reward": processes.mean(total).item(),
             **{f"reward/{name}": processes.mean(value).item() for name, value in parts.items()},
-            "entropy": entropy,
-            "entropy_weight": bonus,
+            **told,
             "kl": kl,
             "clipped": outside,
             "loss": loss,
             "gradient_norm": norm.item(),
         }
+
+    def _next_seeds(self) -> list[int]:
+        """Returns the seeds of the images of this process's next groups; a group is the seeds of one quotient by G."""
+        size = self.config.group_size
+        first = -(-training_seed(self.config.seed, 0) // size) + self.images // size
+        self.images += self.config.num_groups * size
+        numbers = [(first + group) % (MAX_SEED // size) for group in processes.own(self.config.num_groups)]
+        return [number * size + image for number in numbers for image in range(size)]
 
     def _advantage(self, reward: Tensor, group: Tensor) -> Tensor:
         """Returns rewards (N,) less the mean of their group, in standard deviations."""
@@ -587,11 +601,13 @@ def make_env(config: Config, kwargs: dict[str, Any]) -> gym.vector.VectorEnv:
 
 
 def make_reward(config: Config, device: str) -> Mixture:
-    """Returns all rewards of a run; its leave-one-out FID is the published one, with the weight of the old moments."""
+    """Returns all rewards of a run, with a diagonal leave-one-out FID of the run's own settings."""
 
     def loo_fid() -> Reward:
         extractor, mean, covariance = reward_features(config.backbone, device)
-        return LeaveOneOutFID(extractor, (mean, covariance.diagonal().sqrt()), beta=config.fid_beta)
+        spread = covariance.diagonal().sqrt()
+        standardise = config.fid_standardised
+        return LeaveOneOutFID(extractor, (mean, spread), beta=config.fid_beta, standardise=standardise)
 
     made = rewards.make_reward(
         runs.reward_spec(config.reward), config.backbone, device, own={"loo_fid": loo_fid}

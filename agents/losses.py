@@ -39,7 +39,6 @@ def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
     return difference.exp() - difference - 1
 
 
-def categorical_entropy(logits: Tensor) -> Tensor:
-    """Returns the entropy (...) of logits (..., V) over that of the uniform distribution, ln V: from 0 to 1."""
-    log_prob = logits.log_softmax(-1)
-    return -(log_prob.exp() * log_prob).sum(-1) / math.log(logits.shape[-1])
+def categorical_entropy(log_prob: Tensor) -> Tensor:
+    """Returns the entropy (...) in nats of log-probabilities (..., V)."""
+    return -(log_prob.exp() * log_prob).sum(-1)

@@ -59,7 +59,7 @@ def test_recomputed_log_probabilities_are_those_of_the_sampling(network):
     shown = episode.observations["logits"]  # (L, N, V), from the attention cache, before each token
     expected = shown.gather(-1, episode.actions[..., None])[..., 0].T
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    by_hand = -(shown.exp() * shown).sum(-1).T / math.log(shown.shape[-1])
+    by_hand = -(shown.exp() * shown).sum(-1).T
     torch.testing.assert_close(entropies, by_hand, rtol=0, atol=1e-5)
 
 
@@ -73,11 +73,25 @@ def test_guided_rollouts_are_judged_by_the_conditional_network():
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2, 11, 2**63 - 1, 10**30])
+@pytest.mark.parametrize("size", [3, 12])
+def test_groups_are_whole_whatever_the_seed(seed, size):
+    trainer = Trainer(change(SMALL, seed=seed, group_size=size, chunk_size=4 * size))
+    iterations = [trainer._next_seeds() for _ in range(2)]
+    assert trainer.images == 8 * size
+    assert len({*iterations[0], *iterations[1]}) == 8 * size
+    for seeds in iterations:
+        groups = [seeds[i : i + size] for i in range(0, len(seeds), size)]
+        assert all(len({seed // size for seed in group}) == 1 for group in groups)
+        env = trainer.policy.env
+        episode = chunks.play(env, trainer.policy.act, seeds)
+        assert episode.group.unique(return_counts=True)[1].tolist() == [size] * 4
+
+
 def test_groups_share_their_class_and_differ_in_their_tokens():
     trainer = Trainer(SMALL)
-    episode, _ = rollout(trainer)
-    assert episode.group.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    for group in range(4):
+    episode = chunks.play(trainer.policy.env, trainer.policy.act, trainer._next_seeds())
+    for group in episode.group.unique():
         assert len(episode.context[episode.group == group].unique()) == 1
     assert len(episode.actions.T.unique(dim=0)) == 12
 
@@ -344,6 +358,7 @@ def test_the_published_settings():
     assert (paper.clip, paper.kl_weight, paper.fid_beta, paper.guidance_weight) == (0.2, 3.0, 0.5, 0.5)
     assert (paper.instance_weight, paper.distribution_weight) == (1.0, 2.0)
     assert json.loads(paper.instance) == {"clip": 1.0, "hpsv2": 1.0}
+    assert not paper.fid_standardised
     assert (paper.distribution, paper.scale, paper.ratio, paper.entropy) == (
         *("loo_fid", "group", "sequence", "adaptive"),
     )
