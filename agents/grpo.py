@@ -13,6 +13,7 @@ for themselves, and each has its own clipped objective. Where the paper's releas
 4. The moving moments of leave-one-out FID start without bias (`genenv.rewards.loo_fid`); the code's start too small.
 5. Generated and real images pass through one preprocessing.
 6. Gradients are summed over all processes, whatever the weights.
+7. The loss is a mean over images, not a sum over groups of means, which with AdamW differs by `max_gradient` alone.
 
 Samples come from guided rollouts in the paper, while the ratio is that of the conditional network alone: biased, much
 like a distillation of guidance, and held by the KL. `guidance_weight=0` is the unbiased variant.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -43,9 +45,9 @@ from agents.tuned import add_lora, plain_state, write_generator
 from genenv import rewards
 from genenv.distributed import sum_over_ranks
 from genenv.envs.tokens import NETWORKS
-from genenv.evaluation import Evaluator, first_seed
+from genenv.evaluation import Evaluator
 from genenv.export import GENERATOR
-from genenv.protocols import Actor, Decision, Observation, Reward
+from genenv.protocols import Actor, Observation, Reward
 from genenv.ranges import (
     ABOVE_ZERO,
     AT_LEAST_1,
@@ -60,20 +62,39 @@ from genenv.rewards.features import reward_features
 from genenv.rewards.loo_fid import LeaveOneOutFID
 from genenv.rewards.mixture import Mixture, standardise_groups
 from genenv.rng import MAX_SEED, Purpose, training_seed
-from genenv.rollout import Episode, generator_policy, schedule_actions
+from genenv.rollout import Episode, default_actor, generator_policy, schedule_actions
 from genenv.tiers import load_part
 from genenv.vector_env import unwrapped
 
 TOKENS = "PolicyTuning/Tokens-v0"
 REFERENCES, RATIOS, ENTROPIES = ("frozen", "moving"), ("sequence", "token"), ("adaptive", "fixed")
 SCALES = ("group", "batch", "none")
+OBJECTIVES = ("instance", "distribution")
+"""Rewards of single images, and rewards that compare those of a batch."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NONE = "none"
 
 
-def _weights(spec: str) -> dict[str, float]:
-    given = runs.reward_spec(spec)
-    return {given: 1.0} if isinstance(given, str) else given
+def _weights(field: str, spec: str) -> dict[str, float]:
+    """Returns {reward: weight} of a field: a name, a JSON object, or "none".
+
+    Raises:
+        ValueError: if it is none of them, naming the field.
+    """
+    if spec == NONE:
+        return {}
+    try:
+        given = runs.reward_spec(spec)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
+    weights = {given: 1.0} if isinstance(given, str) else given
+    numbers = [w for w in weights.values() if isinstance(w, int | float) and not isinstance(w, bool)]
+    if not weights or len(numbers) < len(weights) or not all(w and math.isfinite(w) for w in numbers):
+        raise ValueError(
+            f"{field} must be the name of a reward, weights other than 0 such as "
+            f'{{"clip": 1.0}}, or "none", got {spec!r}'
+        )
+    return weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +117,7 @@ class Config:
     device: str = "cpu"
     """Where everything runs."""
     precision: str = "float32"
-    """"bfloat16" runs the generator in it, where that is safe (autocast); its weights stay as they are."""
+    """"bfloat16" runs rollouts and updates in it, where that is safe (autocast); the weights stay as they are."""
     num_groups: Annotated[int, AT_LEAST_1] = 40
     """Groups of images of one class in an iteration (B)."""
     group_size: Annotated[int, AT_LEAST_2] = 12
@@ -106,7 +127,8 @@ class Config:
     num_iterations: Annotated[int, AT_LEAST_1] = 350
     """Rollouts, each followed by updates."""
     num_epochs: Annotated[int, AT_LEAST_1] = 1
-    """Passes over an iteration's images (K), one gradient step each."""
+    """Passes over an iteration's images (K), one gradient step each. With a single one every ratio is 1, and `clip` has
+    no effect."""
     guidance_weight: Annotated[float, NOT_NEGATIVE] = 0.0
     """Weight of classifier-free guidance while sampling for tuning; evaluation has none. Only with tokens."""
     instance: str = '{"clip": 2.0, "hpsv2": 1.0}'
@@ -137,15 +159,18 @@ class Config:
     reference_decay: Annotated[float, FRACTION] = 0.999
     """Weight of the old average, with "moving"."""
     entropy: str = "adaptive"
-    """Weight of the entropy bonus: "fixed", or "adaptive" to the entropy; see `entropy_weight`. Only with tokens."""
+    """Weight of the entropy bonus: "fixed", or "adaptive" to the entropy and to the share of `num_iterations` that is
+    done; see `entropy_weight`. Only with tokens."""
     entropy_weight: Annotated[float, NOT_NEGATIVE] = 2.2e-3
     """That weight, before it is adapted (c0); 0 for no bonus."""
-    entropy_target: float | None = None
+    entropy_target: Annotated[float, FRACTION] | None = None
     """Wanted entropy of a token over ln V (H*); by default that of the first rollout."""
     entropy_tolerance: Annotated[float, NOT_NEGATIVE] = 0.015
     """Distance from the target within which nothing is adapted (delta)."""
     entropy_gain: Annotated[float, NOT_NEGATIVE] = 3.0
     """How strongly the weight answers to the distance (k)."""
+    entropy_limits: tuple[float, float] = (7e-5, 4e-3)
+    """Least and greatest weight, once it is adapted."""
     learning_rate: Annotated[Steps, ABOVE_ZERO] = ((0, 1e-4),)
     """AdamW's: (first iteration, rate) in order."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
@@ -154,7 +179,7 @@ class Config:
     """Largest norm of a gradient."""
     average_decay: Annotated[float, FRACTION] = 0.98
     """Weight, at each iteration, of the old moving average of the weights, which is what is evaluated and kept; 0 for
-    the last weights."""
+    the last weights. Of low-rank changes it is the average of each factor."""
     lora_rank: Annotated[int, NOT_NEGATIVE] = 0
     """Rank of low-rank changes of the generator's linear layers (peft); 0 tunes all weights. Only with tokens."""
     num_steps: Annotated[int, AT_LEAST_1] | None = None
@@ -184,15 +209,27 @@ class Config:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not self.objectives:
+        names = [name for _, names in self.objectives for name in names]
+        if not names:
             raise ValueError("there must be a reward with a weight, got none of instance and distribution")
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"a reward must be either in instance or in distribution, got {', '.join(names)}"
+            )
+        if self.reference == "moving" and not self.kl_weight:
+            raise ValueError("reference must be frozen where kl_weight is 0, got 'moving'")
+        low, high = self.entropy_limits
+        if not 0 <= low <= high:
+            raise ValueError(
+                f"entropy_limits must be two rising numbers from 0 on, got {self.entropy_limits}"
+            )
         if self.tunes_generator:
             if self.num_steps is not None:
                 raise ValueError(
                     f"num_steps must be None with {self.env_id}, whose decisions are tokens, got {self.num_steps}"
                 )
             return
-        for name in ("guidance_weight", "entropy_weight", "lora_rank"):
+        for name in ("guidance_weight", "entropy_weight", "entropy_target", "lora_rank"):
             if getattr(self, name):
                 raise ValueError(
                     f"{name} must be 0 with {self.env_id}, where no generator is tuned, got {getattr(self, name)}"
@@ -206,12 +243,17 @@ class Config:
     @property
     def objectives(self) -> list[tuple[float, dict[str, float]]]:
         """(weight, {reward: weight in the sum that is standardised}) of each clipped objective that counts."""
-        pairs = ((self.instance_weight, self.instance), (self.distribution_weight, self.distribution))
-        return [(weight, _weights(spec)) for weight, spec in pairs if weight and spec != NONE]
+        pairs = [
+            (getattr(self, f"{field}_weight"), _weights(field, getattr(self, field))) for field in OBJECTIVES
+        ]
+        return [(weight, names) for weight, names in pairs if weight and names]
 
     @property
     def reward(self) -> str:
-        """All rewards and their weights, as JSON."""
+        """All rewards and their weights, as JSON: what is logged as the reward, and told of in the verdict.
+
+        What is maximised is the same but for the scale of its parts: each objective in its own standard deviations.
+        """
         return json.dumps({name: w * each for w, names in self.objectives for name, each in names.items()})
 
     @property
@@ -340,11 +382,11 @@ class Steering:
         self.network = make_network(self.env, config.hidden_dim, self.num_params)
         self.reference = frozen_copy(self.network) if config.kl_weight else None
 
-    def act(self, observation: Observation) -> Decision:
-        """Returns random actions, and the network's means."""
+    def act(self, observation: Observation) -> Tensor:
+        """Returns random actions (N, A) around the network's means."""
         inner = unwrapped(self.env)
         noise = inner.rng.at(inner.current_step).normal(self.num_params, purpose=Purpose.POLICY).float()
-        return Decision(self.network(observation) + self.std() * noise)
+        return self.network(observation) + self.std() * noise
 
     def log_prob(
         self, network: nn.Module, episode: Episode, seeds: Sequence[int], images: Tensor
@@ -537,6 +579,7 @@ class Trainer(Parts):
             self.entropy_target,
             config.entropy_tolerance,
             config.entropy_gain,
+            config.entropy_limits,
         )
 
     @torch.no_grad()
@@ -654,23 +697,25 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
         runs.check_free(out)
     trainer = Trainer(config)
     evaluator = Evaluator(config.env_id, config.env_kwargs, config.eval_images)
-    actor, seed = (
-        trainer.policy.actor(trainer.kept, evaluator.env),
-        first_seed(config.seed, config.eval_images),
-    )
+    evaluate = functools.partial(evaluator.repetition, seed=config.seed, intervals=True)
     with runs.open_run(config, out, trainer, resume) as run:
-
-        def evaluate():
-            return evaluator(actor, seed=seed, intervals=True)
-
-        before = run.evaluated_once(evaluate)
-        learned = learn(
-            trainer, run, evaluate, config.num_iterations, config.eval_interval, config.checkpoint_interval
+        before = run.evaluated_once(
+            lambda: evaluate(default_actor(evaluator.env), what="what there was before")
         )
-        if not processes.is_first():
+        actor = trainer.policy.actor(
+            trainer.kept, evaluator.env
+        )  # from here on: it takes the generator's place
+        learned = learn(
+            trainer,
+            run,
+            lambda: evaluate(actor, what="the policy"),
+            config.num_iterations,
+            config.eval_interval,
+            config.checkpoint_interval,
+        )
+        processes.stop()
+        if before is None or learned is None:
             return None
-        assert before is not None
-        assert learned is not None
         if config.tunes_generator:
             write_generator(trainer.kept, config.network, config.backbone, out / GENERATOR)
         return results.finish(

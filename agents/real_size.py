@@ -68,7 +68,10 @@ def main(arguments: Arguments) -> None:
             assert network is not None
             cut(network, depth)
     weights = sum(p.numel() for p in trainer.policy.network.parameters())
-    most_gib = peak_gib if trainer.device.type == "cpu" else lambda: torch.cuda.max_memory_allocated() / 2**30
+    most_gib = peak_gib
+    if trainer.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        most_gib = cuda_peak_gib
     started, before = time.perf_counter(), most_gib()
     record = trainer.step()
     most = most_gib()
@@ -76,6 +79,11 @@ def main(arguments: Arguments) -> None:
         f"{weights / 1e6:.0f} million weights, {record['images']:,} images, {arguments.chunk_size} at once: "
         f"an iteration in {time.perf_counter() - started:.0f} s, at most {most:.2f} GiB, {before:.2f} before it"
     )
+
+
+def cuda_peak_gib() -> float:
+    """Returns the most memory of the GPU that tensors have had, in GiB."""
+    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def cut(network: nn.Module, depth: int) -> None:
@@ -89,6 +97,7 @@ def cut(network: nn.Module, depth: int) -> None:
     if depth > len(layers):
         raise ValueError(f"depth must be at most the {len(layers)} layers of the network, got {depth}")
     setattr(network, name, nn.ModuleList(layers[:depth]))
+    network.depth = depth  # type: ignore[assignment]
 
 
 def make_brightness(backbone: str, device: str) -> Reward:

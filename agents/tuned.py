@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from genenv.checkpoints import save_tensors
-from genenv.tiers import RANDOM, backbone_folder, tier_of, write_manifest
+from genenv.tiers import RANDOM, backbone_folder, base_of, tier_of, write_manifest
 
 
 def add_lora(network: nn.Module, rank: int) -> None:
@@ -46,20 +46,23 @@ def write_generator(network: nn.Module, part: str, backbone: str, out: Path) -> 
     Args:
         network: the network.
         part: its name, such as "llamagen".
-        backbone: what it was tuned from. A named one stays where it is, the user's own folder is copied.
+        backbone: what it was tuned from. A named one stays where it is; the files of the user's own folder are copied.
         out: the folder; an old one is replaced.
     """
-    tier = tier_of(backbone)
+    tier, partial = tier_of(backbone), out.with_name(f"{out.name}.partial")
     named = backbone.removeprefix(RANDOM) in tier.backbones
-    partial = out.with_name(f"{out.name}.partial")
-    for folder in (partial, out):
-        if folder.exists():
-            shutil.rmtree(folder)
-    if named:
-        partial.mkdir(parents=True)
-    else:
-        shutil.copytree(backbone_folder(backbone), partial)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if not named:
+        folder = backbone_folder(backbone)
+        for path in folder.glob("*.safetensors"):
+            shutil.copy2(path, partial)
+        for name in tier.folder_parts:
+            if (folder / name).is_dir():
+                shutil.copytree(folder / name, partial / name)
     state = {name: value.detach().cpu().contiguous() for name, value in plain_state(network).items()}
     save_tensors(state, partial / f"{part}.safetensors")
-    write_manifest(partial, tier.name, base=backbone if named else None)
+    write_manifest(partial, tier.name, base=backbone if named else base_of(backbone))
+    if out.exists():
+        shutil.rmtree(out)
     partial.rename(out)

@@ -6,13 +6,13 @@ python -m baselines.guidance --env-id AdaGen/LlamaGen-v0 --runs runs/grpo-* --pi
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 
@@ -22,12 +22,14 @@ from genenv.export import GENERATOR
 from genenv.json_text import read_object
 from genenv.metrics.names import METRICS, SUMMARY
 from genenv.protocols import Actor
+from genenv.registration import defaults
 from genenv.rewards import make_reward
+from genenv.rewards.mixture import Mixture
 from genenv.rng import Stream
 from genenv.rollout import Episode, generate, static_actor
 from genenv.tiers import tier_of
 from genenv.vector_env import unwrapped
-from genenv.viz.frontier import save_frontier
+from genenv.viz.frontier import MOST_POINTS, save_frontier
 from genenv.viz.plots import save_samples
 
 COLUMNS = (*SUMMARY[:1], "kid", *SUMMARY[1:], "clip", "hpsv2", "nfe", "images_per_second")
@@ -47,7 +49,7 @@ class Config(Task):
     """Run directories of agents.grpo that tuned a generator, each measured without guidance on the images of its own
     seed."""
     rewards: tuple[str, ...] = ("clip", "hpsv2")
-    """Rewards of single images, whose means are told."""
+    """Rewards of single images, whose means over the first 2,000 are told."""
     against: tuple[str, str] = ("accuracy", "fid")
     """Metrics on the axes of the picture."""
     pictures: Path | None = None
@@ -59,63 +61,80 @@ class Config(Task):
         finite = all(0 <= weight < math.inf for weight in self.weights)
         if not self.weights or len(set(self.weights)) < len(self.weights) or not finite:
             raise ValueError(f"weights must be different finite numbers from 0 on, got {self.weights}")
+        known = [name for name in METRICS if name not in ("clip", "hpsv2", "clip_score", "w2")]
         for name in self.against:
-            if name not in METRICS:
-                raise ValueError(f"against must be two of {', '.join(METRICS)}, got {name!r}")
+            if name not in (*known, *self.rewards):
+                raise ValueError(f"against must be two of {', '.join((*known, *self.rewards))}, got {name!r}")
 
 
 def run(config: Config) -> Iterator[Result]:
     """Yields the results of every weight, then of every run."""
-    found: list[Result] = []
-    episodes: dict[tuple[str, int], Episode] = {}
+    kwargs = defaults(config.env_id) | config.env_kwargs
+    backbone, module = kwargs["backbone"], importlib.import_module(kwargs["sampler"].partition(":")[0])
+    tuned = [read_run(path, backbone, getattr(module, "PARTS", None)) for path in config.runs]
+    if config.pictures is not None and len({run.method for run in tuned}) > MOST_POINTS:
+        raise ValueError(
+            f"runs of at most {MOST_POINTS} names fit in a picture; give those of one method one --name"
+        )
+    guidance = Guidance(config, backbone)
     for weight in config.weights:
-        bench = _bench(config, {"guidance_weight": weight})
+        bench = Bench(config, config.env_kwargs | {"guidance_weight": weight})
         for seed in config.seeds:
-            found.append(_result(bench, _guided(weight), seed, episodes))
-            yield found[-1]
-    for path in config.runs:
-        seed, method, images, seconds = _summary(path)
-        bench = _bench(config, {"backbone": str(path / GENERATOR), "guidance_weight": 0.0})
-        found.append(_result(bench, method, seed, episodes, images, seconds))
-        yield found[-1]
+            yield guidance.measure(bench, _guided(weight), seed)
+    for run in tuned:
+        bench = Bench(config, config.env_kwargs | {"backbone": run.generator, "guidance_weight": 0.0})
+        yield guidance.measure(bench, run.method, run.seed, run.images, run.seconds)
     if config.pictures is not None:
-        draw(config, found, episodes)
-
-
-def _bench(config: Config, kwargs: dict[str, Any]) -> Bench:
-    return Bench(config, config.env_kwargs | kwargs)
+        draw(config, guidance)
 
 
 def _guided(weight: float) -> str:
     return f"guidance {weight:g}"
 
 
-def _result(
-    bench: Bench,
-    method: str,
-    seed: int,
-    episodes: dict[tuple[str, int], Episode],
-    images: int = 0,
-    seconds: float = 0.0,
-) -> Result:
-    """Returns the result of a generator under its hand-crafted schedule, and keeps the episode."""
-    config, env = bench.task, bench.evaluator.env
-    assert isinstance(config, Config)
-    actor = static_actor(env)
+class Guidance:
+    """What was found so far.
 
-    def further(evaluation: Evaluation) -> dict[str, float]:
-        episodes[method, seed] = episode = evaluation.episode
-        found = {}
-        for name in config.rewards:
-            reward = make_reward(name, bench.evaluator.backbone, str(unwrapped(env).device))
+    Attributes:
+        results: all of them.
+        episodes: {method: images of the first seed}, where there will be pictures.
+    """
+
+    def __init__(self, config: Config, backbone: str):
+        self.config, self.backbone = config, backbone
+        self.results: list[Result] = []
+        self.episodes: dict[str, Episode] = {}
+        self.rewards: dict[str, Mixture] = {}
+
+    def measure(self, bench: Bench, method: str, seed: int, images: int = 0, seconds: float = 0.0) -> Result:
+        """Returns the result of a generator under its hand-crafted schedule."""
+        env = bench.evaluator.env
+        actor = static_actor(env)
+
+        def further(evaluation: Evaluation) -> dict[str, float]:
+            episode = evaluation.episode
+            if self.config.pictures is not None and seed == self.config.seeds[0]:
+                self.episodes.setdefault(method, episode)
+            found = {
+                name: self._reward(name, str(unwrapped(env).device))(episode.images, episode.context)
+                .mean()
+                .item()
+                for name in self.config.rewards
+            }
+            if evaluation.nfe is not None:
+                found["nfe"] = evaluation.nfe
+            return found | {"images_per_second": speed(env, actor)}
+
+        self.results.append(bench.result(method, seed, actor, images, seconds, further=further))
+        return self.results[-1]
+
+    def _reward(self, name: str, device: str) -> Mixture:
+        if name not in self.rewards:
+            reward = make_reward(name, self.backbone, device)
             if reward is None:
                 raise ValueError(f"rewards must be of single images, got {name!r}")
-            found[name] = reward(episode.images, episode.context).mean().item()
-        if evaluation.nfe is not None:
-            found["nfe"] = evaluation.nfe
-        return found | {"images_per_second": speed(env, actor)}
-
-    return bench.result(method, seed, actor, images, seconds, further=further)
+            self.rewards[name] = reward
+        return self.rewards[name]
 
 
 def speed(env: gym.vector.VectorEnv, actor: Actor) -> float:
@@ -128,40 +147,71 @@ def speed(env: gym.vector.VectorEnv, actor: Actor) -> float:
     return env.num_envs / min(seconds)
 
 
-def _summary(path: Path) -> tuple[int, str, int, float]:
-    """Returns seed, name, images and seconds of a finished run.
+@dataclass(frozen=True)
+class Tuned:
+    """A finished run of agents.grpo.
+
+    Attributes:
+        method: its name.
+        seed: of its images.
+        images: generated for training.
+        seconds: spent on training.
+        generator: the folder of the tuned network, as a backbone.
+    """
+
+    method: str
+    seed: int
+    images: int
+    seconds: float
+    generator: str
+
+
+def read_run(path: Path, backbone: str, networks: Sequence[str] | None = None) -> Tuned:
+    """Returns what a finished run has tuned.
+
+    Args:
+        path: its directory.
+        backbone: that it must have tuned.
+        networks: one of which it must have tuned; None where that is not known.
 
     Raises:
         FileNotFoundError: if it is not finished.
-        ValueError: if its summary is damaged, or it has tuned no generator.
+        ValueError: if its summary is damaged, or it has tuned no generator, or another one.
     """
     summary = read_object(path / "summary.json")
     if not (path / GENERATOR).is_dir():
         raise ValueError(f"runs must be those of agents.grpo that tuned a generator, got {path}, without one")
     try:
-        name = f"{summary['name'] or summary['agent']}, tuned"
-        return summary["seed"], name, summary["rows"][-1]["images"], summary["seconds"]
+        method = f"{summary['name'] or summary['agent']}, tuned"
+        images, seconds = summary["rows"][-1]["images"], summary["seconds"]
+        seed, base, network = summary["seed"], *(summary["env_kwargs"][n] for n in ("backbone", "network"))
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{path}/summary.json must be that of a finished run, but lacks {error}") from None
+    if base != backbone or (networks is not None and network not in networks):
+        wanted = f"a network of {', '.join(networks or ['any kind'])} of the backbone {backbone!r}"
+        raise ValueError(f"runs must have tuned {wanted}, got {path}, which tuned {network!r} of {base!r}")
+    return Tuned(method, seed, images, seconds, str(path / GENERATOR))
 
 
-def draw(config: Config, results: Sequence[Result], episodes: Mapping[tuple[str, int], Episode]) -> None:
+def draw(config: Config, guidance: Guidance) -> None:
     """Writes the pictures: a line through the weights with a point for each name of tuned generators, and samples."""
     assert config.pictures is not None
     values: dict[str, tuple[list[float], list[float]]] = {}
-    for result in results:
+    for result in guidance.results:
         for axis, name in enumerate(config.against):
             values.setdefault(result.method, ([], []))[axis].append(result.metrics[name])
     weights, suffix = sorted(config.weights), f", {config.name}" if config.name else ""
     line = {f"{weight:g}": values.pop(_guided(weight) + suffix) for weight in weights}
     config.pictures.mkdir(parents=True, exist_ok=True)
     save_frontier(config.pictures / "frontier.png", config.against, line, values)
-    first = {method: episode for (method, seed), episode in episodes.items() if seed == config.seeds[0]}
-    shown = {_guided(weights[0]), _guided(weights[len(weights) // 2])}
-    shown |= {method for method in first if not method.startswith("guidance ")}
-    rows = {method: episode.images for method, episode in first.items() if method in shown}
-    classes = tier_of(results[0].env_kwargs["backbone"]).class_names
-    labels = [classes[int(label)] for label in next(iter(first.values())).context.tolist()]
+    left_out = {_guided(weight) for weight in weights} - {
+        _guided(weights[0]),
+        _guided(weights[len(weights) // 2]),
+    }
+    shown = {method: episode for method, episode in guidance.episodes.items() if method not in left_out}
+    rows = {method: episode.images for method, episode in shown.items()}
+    classes = tier_of(guidance.backbone).class_names
+    labels = [classes[int(label)] for label in next(iter(shown.values())).context.tolist()]
     save_samples(config.pictures / "samples.png", rows, labels)
 
 

@@ -481,6 +481,10 @@ def _export(options: argparse.Namespace) -> int:
     if options.to in LAYOUTS:
         if options.out is None:
             raise CommandError(f"--to {options.to} needs --out, the file to write")
+        if options.steps is not None or options.scheduler_config is not None:
+            raise CommandError(
+                f"--steps and --scheduler-config are of schedules; --to {options.to} writes a network"
+            )
         write_weights(options.source, options.to, options.out)
         print(options.out)
         return 0

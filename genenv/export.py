@@ -102,13 +102,18 @@ def write_weights(source: Path, layout: str, out: Path) -> None:
         out: the file, a dictionary of tensors as torch saves it.
 
     Raises:
-        ValueError: if there is no such layout, or the backbone has no such network.
+        ValueError: if there is no such layout, the backbone has no such network, or the run has tuned another.
         CheckpointError: if its weights are missing or damaged.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     part, entry, prefix = LAYOUTS[layout]
-    backbone = source / GENERATOR if (source / GENERATOR).is_dir() else source
+    tuned = source / GENERATOR
+    if tuned.is_dir() and not (tuned / f"{part}.safetensors").is_file():
+        raise ValueError(
+            f"{source} has not tuned the network {part!r} of {layout}: {tuned} has no {part}.safetensors"
+        )
+    backbone = tuned if tuned.is_dir() else source
     state = load_part(part, str(backbone)).state_dict()
     with replacing(out) as partial:
         torch.save({entry: {prefix + name: value for name, value in state.items()}}, partial)

@@ -49,12 +49,16 @@ def value_at(steps: Steps, iteration: int) -> float:
 
 
 def check(config: Any) -> None:
-    """Raises a ValueError that names the first field whose numbers are not in its range."""
+    """Raises a ValueError that names the first field whose numbers are not in its range; None is in any that may be."""
     for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
-        value = getattr(config, name)
-        allowed = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Range)), None)
-        if allowed is None:
+        hints = (hint, *typing.get_args(hint))  # or `Annotated[...] | None`
+        found = [
+            (each, m) for each in hints for m in getattr(each, "__metadata__", ()) if isinstance(m, Range)
+        ]
+        unset = type(None) in hints and getattr(config, name) is None
+        if not found or unset:
             continue
+        value, [(hint, allowed)] = getattr(config, name), found
         if typing.get_args(hint)[0] == Steps:
             firsts, numbers = [first for first, _ in value], [number for _, number in value]
             if firsts[:1] != [0] or any(b <= a for a, b in itertools.pairwise(firsts)):

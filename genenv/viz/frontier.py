@@ -21,6 +21,7 @@ Values = tuple[Sequence[float], Sequence[float]]
 """Those of two metrics, of independent seeds."""
 COLOURS = (LEARNED, SERIES[1], SERIES[2], INK)
 MARKERS = "s^D*"
+MOST_POINTS = len(COLOURS)
 
 
 def save_frontier(
@@ -37,9 +38,9 @@ def save_frontier(
     Raises:
         ValueError: if there is no line, too many points, or values are missing or not finite.
     """
-    if not line or len(points) > len(COLOURS):
+    if not line or len(points) > MOST_POINTS:
         raise ValueError(
-            f"a line and at most {len(COLOURS)} points are drawn, got {len(line)} and {len(points)} points"
+            f"a line and at most {MOST_POINTS} points are drawn, got {len(line)} and {len(points)} points"
         )
     for name, values in {**line, **points}.items():
         sizes = [len(each) for each in values]

@@ -24,6 +24,7 @@ class Config:
     seed: Annotated[int, NOT_NEGATIVE] = 0
     decay: Annotated[float, FRACTION] = 0.5
     grid: tuple[float, ...] = (0.0, 1.0)
+    share: Annotated[float, FRACTION] | None = None
     name: str | None = None
     title: str = "x"
     fresh: bool = False
@@ -34,7 +35,9 @@ class Config:
 
 OTHERS = [
     Config(),
-    Config(rate=((0, 1.0),), number=7, seed=2**70, decay=0.0, grid=(0.25,), name="a b", fresh=True),
+    Config(
+        rate=((0, 1.0),), number=7, seed=2**70, decay=0.0, grid=(0.25,), share=0.25, name="a b", fresh=True
+    ),
     Config(rate=((0, 1e-5), (1, 2.0), (9, 3.5)), title="-5 'quoted'", name=""),
 ]
 
@@ -64,6 +67,7 @@ def test_a_folder_is_not_taken_for_an_option(out, told):
         ("number", 0, "number must be finite and at least 1, got 0"),
         ("seed", -1, "seed must be finite and at least 0, got -1"),
         ("decay", math.nan, r"decay must be in \[0, 1\), got nan"),
+        ("share", math.nan, r"share must be in \[0, 1\), got nan"),
         ("decay", 1.0, r"decay must be in \[0, 1\), got 1"),
         ("rate", ((0, math.inf),), "rate must be finite and above 0, got inf"),
         ("rate", ((0, 1.0), (4, -2.0)), "rate must be finite and above 0, got -2"),

@@ -53,8 +53,6 @@ def rollout(trainer, number=12, first=0):
 def test_recomputed_log_probabilities_are_those_of_the_sampling(network):
     trainer = Trainer(change(SMALL, network=network))
     episode, seeds = rollout(trainer)
-    trainer.policy.network.train()  # what the caller does to it does not matter
-    trainer.policy.network.eval()
     found, entropies = trainer.policy.log_prob(trainer.policy.network, episode, seeds, torch.arange(12))
     shown = episode.observations["logits"]  # (L, N, V), from the attention cache, before each token
     expected = shown.gather(-1, episode.actions[..., None])[..., 0].T
@@ -68,9 +66,10 @@ def test_guided_rollouts_are_judged_by_the_conditional_network():
     episodes = [rollout(trainer)[0] for trainer in (plain, guided)]
     assert not torch.equal(episodes[0].actions, episodes[1].actions)
     images = torch.arange(12)
-    found = [plain.policy.log_prob(plain.policy.network, episodes[1], [], images)[0]]
-    found += [guided.policy.log_prob(guided.policy.network, episodes[1], [], images)[0]]
-    torch.testing.assert_close(*found)
+    found = guided.policy.log_prob(guided.policy.network, episodes[1], [], images)[0]
+    base = load_part("llamagen", "digits")
+    expected = base.log_prob(episodes[1].actions.T, episodes[1].context)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 11, 2**63 - 1, 10**30])
@@ -302,6 +301,40 @@ def test_a_run_leaves_a_generator_that_every_id_of_it_takes(run):
         load_policy(run)
 
 
+def test_the_base_of_a_run_stays_the_base_when_it_is_evaluated_again(tmp_path, undrawn):
+    first = train(change(SMALL, num_iterations=2), tmp_path / "run")
+    (tmp_path / "run" / "handcrafted.pt").unlink()
+    again = train(change(SMALL, num_iterations=3), tmp_path / "run", resume=True)
+    assert again.handcrafted.metrics == pytest.approx(first.handcrafted.metrics)
+    assert first.learned.metrics["fid"] != pytest.approx(first.handcrafted.metrics["fid"])
+
+
+def test_a_tuned_generator_can_be_tuned_again(tmp_path):
+    backbone = "digits"
+    for network in ("llamagen", "vqgan"):
+        trainer = Trainer(change(SMALL, network=network, backbone=backbone))
+        trainer.step()
+        folder = tmp_path / network
+        for _ in range(2):  # the second takes the place of the first
+            grpo.write_generator(trainer.kept, network, backbone, folder)
+        backbone = str(folder)
+    base, first, second = ("digits", str(tmp_path / "llamagen"), backbone)
+    names = {
+        part: [load_part(part, each).state_dict() for each in (base, first, second)]
+        for part in ("llamagen", "vqgan", "vq")
+    }
+
+    def same(part, one, other):
+        a, b = names[part][one], names[part][other]
+        return all(torch.equal(a[name], b[name]) for name in a)
+
+    assert not same("llamagen", 0, 1)
+    assert same("llamagen", 1, 2)
+    assert same("vqgan", 0, 1)
+    assert not same("vqgan", 1, 2)
+    assert same("vq", 0, 2)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_a_schedules_policy_is_an_actor(decay, tmp_path, undrawn):
     result = train(change(SCHEDULE, average_decay=decay), tmp_path / "run")
@@ -324,7 +357,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_checkpoint_kept(tmp_pa
         return step(self)
 
     monkeypatch.setattr(Trainer, "step", broken)
-    with pytest.raises((Diverged, ValueError), match="finite"):
+    with pytest.raises(Diverged, match=r"iteration 2: .* is nan; the last checkpoint of .* is kept"):
         train(SMALL, tmp_path / "run")
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["iteration"] == 1
 
@@ -344,7 +377,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_checkpoint_kept(tmp_pa
         ({"env_id": "AdaGen/MaskGIT-v0", "entropy_weight": 0.0, "lora_rank": 2}, "lora_rank must be 0 with"),
         ({"group_size": 1}, "group_size must be finite and at least 2, got 1"),
         ({"clip": math.nan}, "clip must be finite and above 0, got nan"),
-        ({"instance": "{"}, "reward must be a name or a JSON object"),
+        ({"instance": "{"}, "instance: reward must be a name or a JSON object"),
+        ({"distribution": "{}"}, "distribution must be the name of a reward, weights other than 0"),
+        ({"instance": '{"clip": 0}'}, "instance must be the name of a reward, weights other than 0"),
+        ({"instance": '{"clip": true}'}, "instance must be the name of a reward, weights other than 0"),
+        (
+            {"instance": "loo_fid"},
+            "a reward must be either in instance or in distribution, got loo_fid, loo_fid",
+        ),
+        (
+            {"reference": "moving", "kl_weight": 0.0},
+            "reference must be frozen where kl_weight is 0, got 'moving'",
+        ),
+        ({"entropy_target": math.nan}, r"entropy_target must be in \[0, 1\), got nan"),
+        ({"entropy_limits": (1e-3, 1e-4)}, "entropy_limits must be two rising numbers from 0 on"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused_by_name(fields, message):

@@ -1,5 +1,6 @@
 """Several processes do what one does."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -84,19 +85,27 @@ def test_processes_together_have_the_numbers_of_one(tmp_path):
             torch.testing.assert_close(part[name], alone[name])
 
 
-def test_torchrun_trains_to_the_numbers_of_one_process(tmp_path):
-    from agents import adagen  # much to load, which the processes above do without
-    from agents.command_line import main
+ADAGEN = (
+    "--num-steps 2 --num-iterations 2 --hidden-dim 16 --num-envs 15 --num-minibatches 2 --num-epochs 2 "
+    "--discriminator-warmup 2 --discriminator-batch 12 --eval-images 80 --chunk-size 5 "
+    '--reward {"adversarial":1.0,"loo_fid":1.0}'
+)
+GRPO = (
+    "--num-iterations 2 --num-groups 5 --group-size 3 --num-epochs 2 --eval-images 80 --chunk-size 4 --seed 1 "
+    "--learning-rate 0 1e-3"
+)
 
-    flags = (
-        "--num-steps 2 --num-iterations 2 --hidden-dim 16 --num-envs 15 --num-minibatches 2 --num-epochs 2 "
-        "--discriminator-warmup 2 --discriminator-batch 12 --eval-images 80 --chunk-size 5 --reward"
-    )
-    arguments = [*flags.split(), '{"adversarial": 1.0, "loo_fid": 1.0}', "--out"]
-    main(adagen.Config, adagen.PRESETS, adagen.train, [*arguments, str(tmp_path / "alone")])
+
+@pytest.mark.parametrize(("agent", "flags"), [("adagen", ADAGEN), ("grpo", GRPO)])
+def test_torchrun_trains_to_the_numbers_of_one_process(agent, flags, tmp_path):
+    from agents.command_line import main  # much to load, which the processes above do without
+
+    module = importlib.import_module(f"agents.{agent}")
+    arguments = [*flags.split(), "--out"]
+    main(module.Config, module.PRESETS, module.train, [*arguments, str(tmp_path / "alone")])
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "agents.adagen", *arguments, str(tmp_path / "together")],
+        [sys.executable, *launcher, "-m", f"agents.{agent}", *arguments, str(tmp_path / "together")],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -27,7 +27,14 @@ def tuned(tmp_path):
     state["output.weight"].zero_()
     save_tensors(state, folder / "llamagen.safetensors")
     write_manifest(folder, "digits", base="digits")
-    summary = {"name": None, "agent": "grpo", "seed": 3, "seconds": 7.0, "rows": [{}, {"images": 90}]}
+    summary = {
+        "name": None,
+        "agent": "grpo",
+        "seed": 3,
+        "env_kwargs": {"backbone": "digits", "network": "llamagen"},
+        "seconds": 7.0,
+        "rows": [{}, {"images": 90}],
+    }
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
     return tmp_path / "run"
 
@@ -110,6 +117,11 @@ def test_the_speed_is_that_of_the_fastest_batch(monkeypatch):
         ({"weights": (-0.5,)}, "weights must be different finite"),
         ({"weights": (float("inf"),)}, "weights must be different finite"),
         ({"against": ("accuracy", "beauty")}, "against must be two of fid, .* got 'beauty'"),
+        (
+            {"against": ("accuracy", "hpsv2"), "rewards": ("clip",)},
+            "against must be two of fid, .* got 'hpsv2'",
+        ),
+        ({"against": ("w2", "fid")}, "against must be two of fid, .* got 'w2'"),
         ({"rewards": ("none",)}, "rewards must be of single images, got 'none'"),
         ({"rewards": ("beauty",)}, "reward must be one of none, default, .*got 'beauty'"),
     ],
@@ -126,6 +138,32 @@ def test_a_run_without_a_tuned_generator_is_refused(tuned, tmp_path):
         list(run(config))
     with pytest.raises(FileNotFoundError):
         list(run(dataclasses.replace(config, runs=(tmp_path / "none",))))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"env_id": "AdaGen/VQGAN-v0"},
+            "runs must have tuned a network of vqgan, vq of the backbone 'digits', got",
+        ),
+        ({"env_kwargs": {"backbone": "random:digits"}}, "which tuned 'llamagen' of 'digits'"),
+    ],
+)
+def test_a_run_that_tuned_another_network_is_refused(tuned, config, message):
+    with pytest.raises(ValueError, match=message):
+        next(iter(run(dataclasses.replace(SMALL, runs=(tuned,), **config))))
+
+
+def test_more_names_than_fit_in_a_picture_are_refused_at_once(tuned, tmp_path):
+    paths = []
+    for i in range(5):
+        paths.append(tmp_path / f"run{i}")
+        shutil.copytree(tuned, paths[-1])
+        summary = json.loads((tuned / "summary.json").read_text())
+        (paths[-1] / "summary.json").write_text(json.dumps(summary | {"name": f"n{i}"}))
+    with pytest.raises(ValueError, match="runs of at most 4 names fit in a picture"):
+        next(iter(run(dataclasses.replace(SMALL, runs=tuple(paths), pictures=tmp_path))))
 
 
 def test_a_damaged_summary_is_refused(tuned):
