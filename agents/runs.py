@@ -185,7 +185,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 class MetricsLog:
-    """metrics.jsonl: one line an iteration; iteration 0 is the hand-crafted schedule."""
+    """metrics.jsonl: one line an iteration; iteration 0 is what there was before training."""
 
     def __init__(self, run_dir: Path):
         self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"

@@ -389,7 +389,7 @@ def save_curves(
             axes.yaxis.set_major_formatter(StrMethodFormatter(panel.ticks))
             for colour, key in zip(SERIES, panel.keys, strict=False):
                 if curves[key][0].size:
-                    _draw_curve(axes, *curves[key], key.removeprefix("held_out/"), colour)
+                    _draw_curve(axes, *curves[key], key, colour)
             for name, (style, values) in references.items():
                 _draw_reference(axes, panel, name, style, values)
             if panel.keys == ("held_out/fid",):
@@ -416,15 +416,15 @@ def _curve(records: Sequence[Mapping[str, float]], clock: str, key: str) -> tupl
     return x[kept], y[kept]
 
 
-def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, name: str, colour: str) -> None:
-    width = len(y) // 20
-    if name == "reward" and width > 1:
+def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, key: str, colour: str) -> None:
+    width, held_out = len(y) // 20, key.startswith("held_out/")
+    if not held_out and width > 1:
         axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.9, label="each iteration")
         window, ones = np.ones(width), np.ones(len(y))
         smooth = np.convolve(y, window, "same") / np.convolve(ones, window, "same")
         axes.plot(x, smooth, color=colour, linewidth=2, label=f"running mean of {width}")
     else:
-        label = {"reward": "each iteration", "fid": "learned"}.get(name, name)
+        label = key.removeprefix("held_out/").replace("fid", "learned") if held_out else "each iteration"
         axes.plot(x, y, "-o", color=colour, linewidth=2, markersize=3.5, label=label)
 
 

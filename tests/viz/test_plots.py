@@ -343,13 +343,16 @@ def curve_panels(monkeypatch, tmp_path, *args, **kwargs):
 
 def test_curves_show_the_parts_of_a_reward_that_has_several(monkeypatch, tmp_path):
     records = [
-        {"iteration": i, "reward": i, "reward/b": 2.0 * i, "entropy": 0.3, "kl": 0.1 * i} for i in range(4)
+        {"iteration": i, "reward": i, "reward/b": 2.0 * i, "entropy": 0.3, "kl": 0.1 * i} for i in range(44)
     ]
     several = [record | {"reward/a": 1.0 - i} for i, record in enumerate(records)]
     found = curve_panels(monkeypatch, tmp_path, several, baseline={"fid": 3.0}, before="base")
     names = ["reward", "reward: a", "reward: b", "entropy of the policy", "KL to the reference"]
     assert list(found) == names
-    assert found["reward: a"].lines[-1].get_ydata()[-1] == pytest.approx(-2.0)
+    for name, last in (("reward: a", -42.0), ("KL to the reference", 4.3)):
+        each, mean = found[name].lines
+        assert each.get_ydata()[-1] == pytest.approx(last)
+        assert mean.get_label() == "running mean of 2"
     assert list(curve_panels(monkeypatch, tmp_path, records)) == [names[0], *names[3:]]
 
 
