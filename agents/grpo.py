@@ -277,7 +277,7 @@ PRESETS = {
         num_groups=20,
         chunk_size=240,
         num_epochs=2,
-        num_iterations=100,
+        num_iterations=60,
         average_decay=0.9,
     ),
     "paper": Config(
