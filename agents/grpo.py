@@ -40,7 +40,7 @@ from agents import chunks, processes, results, runs
 from agents.command_line import main
 from agents.loop import Parts, Stateful, learn
 from agents.losses import categorical_entropy, gaussian_log_prob, k3, ppo_policy_loss
-from agents.policy import OBSERVE, PolicyActor, load_run, make_network
+from agents.policy import OBSERVE, PolicyActor, load_run, make_network, training_env
 from agents.tuned import add_lora, plain_state, write_generator
 from genenv import rewards
 from genenv.distributed import sum_over_ranks
@@ -60,7 +60,7 @@ from genenv.ranges import (
 )
 from genenv.rewards.features import reward_features
 from genenv.rewards.loo_fid import LeaveOneOutFID
-from genenv.rewards.mixture import Mixture, standardise_groups
+from genenv.rewards.mixture import Mixture, centre_groups, standardise_groups
 from genenv.rng import MAX_SEED, Purpose, training_seed
 from genenv.rollout import Episode, default_actor, generator_policy, schedule_actions
 from genenv.tiers import load_part
@@ -351,8 +351,7 @@ class Generator:
         if config.lora_rank:
             add_lora(self.network, config.lora_rank)
         self.most_entropy = math.log(self.network.codebook_size)
-        kwargs = config.env_kwargs | {"guidance_weight": config.guidance_weight}
-        self.env = make_env(config, kwargs)
+        self.env = make_env(config, guidance_weight=config.guidance_weight)
         self.act = self.actor(self.network, self.env)
 
     def log_prob(
@@ -377,7 +376,7 @@ class Steering:
 
     def __init__(self, config: Config, std: Callable[[], float]):
         self.config, self.std = config, std
-        self.env = make_env(config, config.env_kwargs)
+        self.env = make_env(config)
         self.num_params = len(schedule_actions(self.env).params)
         self.network = make_network(self.env, config.hidden_dim, self.num_params)
         self.reference = frozen_copy(self.network) if config.kl_weight else None
@@ -490,10 +489,8 @@ class Trainer(Parts):
             told = {"entropy": entropy, "entropy_weight": bonus}
         for group in self.optimiser.param_groups:
             group["lr"] = value_at(config.learning_rate, self.iteration)
-        number, sums = (
-            config.num_groups * config.group_size,
-            torch.zeros(3, device=self.device, dtype=torch.float64),
-        )
+        number = config.num_groups * config.group_size
+        sums = torch.zeros(3, device=self.device, dtype=torch.float64)
         norm = torch.zeros(())
         for _ in range(config.num_epochs):
             self.optimiser.zero_grad()
@@ -547,9 +544,7 @@ class Trainer(Parts):
         """Returns rewards (N,) less the mean of their group, in standard deviations."""
         if self.config.scale == "group":
             return standardise_groups(reward, group)
-        _, index = group.unique(return_inverse=True)
-        count = index.bincount()
-        deviation = reward - (reward.new_zeros(len(count)).index_add(0, index, reward) / count)[index]
+        deviation = centre_groups(reward, group)
         if self.config.scale == "none":
             return deviation
         return deviation / (processes.mean(deviation.square()).sqrt().to(deviation) + 1e-4)
@@ -630,17 +625,11 @@ def entropy_weight(
     return min(max(adapted, limits[0]), limits[1])
 
 
-def make_env(config: Config, kwargs: dict[str, Any]) -> gym.vector.VectorEnv:
+def make_env(config: Config, **further: Any) -> gym.vector.VectorEnv:
     """Returns the environment that a run samples from: groups of images of one class, at most a chunk at once."""
     own = len(processes.own(config.num_groups)) * config.group_size
-    return gym.make_vec(
-        config.env_id,
-        num_envs=min(config.chunk_size, own),
-        reward="none",
-        autoreset_mode="Disabled",
-        contexts=f"grouped:{config.group_size}",
-        **kwargs,
-    )
+    contexts = f"grouped:{config.group_size}"
+    return training_env(config, min(config.chunk_size, own), contexts=contexts, **further)
 
 
 def make_reward(config: Config, device: str) -> Mixture:

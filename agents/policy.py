@@ -64,8 +64,13 @@ class PolicyActor:
         return self._act(observation)
 
 
-def training_env(config: runs.RunConfig, num_envs: int) -> gym.vector.VectorEnv:
+def training_env(config: runs.RunConfig, num_envs: int, **further: Any) -> gym.vector.VectorEnv:
     """Returns the environment that a run is trained on, which pays nothing: the agent judges whole rollouts.
+
+    Args:
+        config: of the run.
+        num_envs: images at once.
+        further: keyword arguments that are those of training alone.
 
     Raises:
         gymnasium.error.Error: if there is no such id; it says what is alike.
@@ -79,7 +84,7 @@ def training_env(config: runs.RunConfig, num_envs: int) -> gym.vector.VectorEnv:
         num_envs=num_envs,
         reward="none",
         autoreset_mode="Disabled",
-        **config.env_kwargs,
+        **config.env_kwargs | further,
     )
 
 

@@ -22,6 +22,7 @@ from genenv.checkpoints import prepare_file, write_text
 from genenv.cli import json_object, known_id
 from genenv.console import exit_status, print_table
 from genenv.evaluation import Evaluation, Evaluator
+from genenv.json_text import read_object
 from genenv.metrics.intervals import interval
 from genenv.metrics.names import SUMMARY, in_a_line
 from genenv.protocols import Actor
@@ -155,6 +156,43 @@ class Bench:
             seconds=round(seconds, 1),
             schedule=schedule,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """What the summary of an agent's run says of it.
+
+    Attributes:
+        name: of the run, by default its agent's.
+        seed: of its images.
+        images: generated for training.
+        seconds: spent on training.
+        env_kwargs: what its policy is evaluated on, as far as it is told.
+    """
+
+    name: str
+    seed: int
+    images: int
+    seconds: float
+    env_kwargs: dict[str, Any]
+
+
+def read_summary(run_dir: Path) -> FinishedRun:
+    """Returns what a run directory's summary.json says.
+
+    Raises:
+        FileNotFoundError: if the run is not finished.
+        ValueError: if it is damaged.
+    """
+    summary = read_object(run_dir / "summary.json")
+    try:
+        name, images = summary["name"] or summary["agent"], summary["rows"][-1]["images"]
+        kwargs = dict(summary.get("env_kwargs", {}))
+        return FinishedRun(name, summary["seed"], images, summary["seconds"], kwargs)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"{run_dir}/summary.json must be that of a finished run, but lacks {error}"
+        ) from None
 
 
 def static_kwargs(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:

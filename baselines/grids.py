@@ -24,14 +24,13 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from baselines.common import Result, Task, main
+from baselines.common import Result, Task, main, read_summary
 from genenv.cli import known_id
 from genenv.envs.clock import as_clock
 from genenv.envs.gaussian_mixture import PointSampler
 from genenv.evaluation import first_seed
 from genenv.export import at_steps, read_schedule
 from genenv.grids import GRIDS, ClosedForm, edm, named
-from genenv.json_text import read_object
 from genenv.metrics.intervals import interval
 from genenv.metrics.judge import Judge
 from genenv.metrics.names import METRICS
@@ -213,12 +212,8 @@ def read_run(path: Path) -> Learned:
     grids = read_schedule(path)
     if not path.is_dir():
         return Learned(path.stem, None, 0, 0.0, grids)
-    summary = read_object(path / "summary.json")
-    try:
-        name = f"{summary['name'] or summary['agent']}, learned"
-        return Learned(name, summary["seed"], summary["rows"][-1]["images"], summary["seconds"], grids)
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{path}/summary.json must be that of a finished run, but lacks {error}") from None
+    run = read_summary(path)
+    return Learned(f"{run.name}, learned", run.seed, run.images, run.seconds, grids)
 
 
 def run(config: Config) -> Iterator[Result]:

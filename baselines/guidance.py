@@ -16,10 +16,9 @@ from pathlib import Path
 
 import gymnasium as gym
 
-from baselines.common import Bench, Result, Task, main, table_of
+from baselines.common import Bench, FinishedRun, Result, Task, main, read_summary, table_of
 from genenv.evaluation import Evaluation
 from genenv.export import GENERATOR
-from genenv.json_text import read_object
 from genenv.metrics.names import METRICS, SUMMARY
 from genenv.protocols import Actor
 from genenv.registration import defaults
@@ -72,7 +71,7 @@ def run(config: Config) -> Iterator[Result]:
     kwargs = defaults(config.env_id) | config.env_kwargs
     backbone, module = kwargs["backbone"], importlib.import_module(kwargs["sampler"].partition(":")[0])
     tuned = [read_run(path, backbone, getattr(module, "PARTS", None)) for path in config.runs]
-    if config.pictures is not None and len({run.method for run in tuned}) > MOST_POINTS:
+    if config.pictures is not None and len({run.name for run in tuned}) > MOST_POINTS:
         raise ValueError(
             f"runs of at most {MOST_POINTS} names fit in a picture; give those of one method one --name"
         )
@@ -81,9 +80,10 @@ def run(config: Config) -> Iterator[Result]:
         bench = Bench(config, config.env_kwargs | {"guidance_weight": weight})
         for seed in config.seeds:
             yield guidance.measure(bench, _guided(weight), seed)
-    for run in tuned:
-        bench = Bench(config, config.env_kwargs | {"backbone": run.generator, "guidance_weight": 0.0})
-        yield guidance.measure(bench, run.method, run.seed, run.images, run.seconds)
+    for path, run in zip(config.runs, tuned, strict=True):
+        kwargs = {"backbone": str(path / GENERATOR), "guidance_weight": 0.0}
+        bench = Bench(config, config.env_kwargs | kwargs)
+        yield guidance.measure(bench, f"{run.name}, tuned", run.seed, run.images, run.seconds)
     if config.pictures is not None:
         draw(config, guidance)
 
@@ -147,27 +147,8 @@ def speed(env: gym.vector.VectorEnv, actor: Actor) -> float:
     return env.num_envs / min(seconds)
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """A finished run of agents.grpo.
-
-    Attributes:
-        method: its name.
-        seed: of its images.
-        images: generated for training.
-        seconds: spent on training.
-        generator: the folder of the tuned network, as a backbone.
-    """
-
-    method: str
-    seed: int
-    images: int
-    seconds: float
-    generator: str
-
-
-def read_run(path: Path, backbone: str, networks: Sequence[str] | None = None) -> Tuned:
-    """Returns what a finished run has tuned.
+def read_run(path: Path, backbone: str, networks: Sequence[str] | None = None) -> FinishedRun:
+    """Returns a finished run of agents.grpo.
 
     Args:
         path: its directory.
@@ -178,19 +159,14 @@ def read_run(path: Path, backbone: str, networks: Sequence[str] | None = None) -
         FileNotFoundError: if it is not finished.
         ValueError: if its summary is damaged, or it has tuned no generator, or another one.
     """
-    summary = read_object(path / "summary.json")
+    run = read_summary(path)
     if not (path / GENERATOR).is_dir():
         raise ValueError(f"runs must be those of agents.grpo that tuned a generator, got {path}, without one")
-    try:
-        method = f"{summary['name'] or summary['agent']}, tuned"
-        images, seconds = summary["rows"][-1]["images"], summary["seconds"]
-        seed, base, network = summary["seed"], *(summary["env_kwargs"][n] for n in ("backbone", "network"))
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{path}/summary.json must be that of a finished run, but lacks {error}") from None
+    base, network = (run.env_kwargs.get(name) for name in ("backbone", "network"))
     if base != backbone or (networks is not None and network not in networks):
         wanted = f"a network of {', '.join(networks or ['any kind'])} of the backbone {backbone!r}"
         raise ValueError(f"runs must have tuned {wanted}, got {path}, which tuned {network!r} of {base!r}")
-    return Tuned(method, seed, images, seconds, str(path / GENERATOR))
+    return run
 
 
 def draw(config: Config, guidance: Guidance) -> None:
@@ -204,10 +180,8 @@ def draw(config: Config, guidance: Guidance) -> None:
     line = {f"{weight:g}": values.pop(_guided(weight) + suffix) for weight in weights}
     config.pictures.mkdir(parents=True, exist_ok=True)
     save_frontier(config.pictures / "frontier.png", config.against, line, values)
-    left_out = {_guided(weight) for weight in weights} - {
-        _guided(weights[0]),
-        _guided(weights[len(weights) // 2]),
-    }
+    least, middle = weights[0], weights[len(weights) // 2]
+    left_out = [_guided(weight) for weight in weights if weight not in (least, middle)]
     shown = {method: episode for method, episode in guidance.episodes.items() if method not in left_out}
     rows = {method: episode.images for method, episode in shown.items()}
     classes = tier_of(guidance.backbone).class_names

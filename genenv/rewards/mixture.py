@@ -152,18 +152,31 @@ def standardise_groups(value: Tensor, group: Tensor) -> Tensor:
     Raises:
         ValueError: if every image is alone in its group.
     """
-    _, group = group.unique(dim=0, return_inverse=True)
-    count = group.bincount()
-    if len(count) == len(group):
+    index, count = _numbered(group)
+    if len(count) == len(index):
         raise ValueError(
             "normalised rewards compare images of one group, and all contexts of the batch differ: "
             "use contexts='grouped:G' or more images"
         )
-    zeros = value.new_zeros(*value.shape[:-1], len(count))
-    mean = zeros.index_add(-1, group, value) / count
-    deviation = value - mean[..., group]
-    variance = zeros.index_add(-1, group, deviation.square()) / count
-    return deviation / (variance.sqrt()[..., group] + 1e-4)
+    deviation = value - _means(value, index, count)[..., index]
+    return deviation / (_means(deviation.square(), index, count).sqrt()[..., index] + 1e-4)
+
+
+def centre_groups(value: Tensor, group: Tensor) -> Tensor:
+    """Returns value - mean among the images of each group, as `standardise_groups` before it divides."""
+    index, count = _numbered(group)
+    return value - _means(value, index, count)[..., index]
+
+
+def _numbered(group: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the number of each image's group (N,), from 0 on, and the images of each group (K,)."""
+    _, index = group.unique(dim=0, return_inverse=True)
+    return index, index.bincount()
+
+
+def _means(value: Tensor, index: Tensor, count: Tensor) -> Tensor:
+    """Returns the mean (..., K) of each group."""
+    return value.new_zeros(*value.shape[:-1], len(count)).index_add(-1, index, value) / count
 
 
 def as_mixture(reward: Reward) -> Mixture:
