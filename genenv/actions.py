@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -13,6 +14,9 @@ from genenv.schedules import ScheduleParam, handcrafted
 
 RESIDUAL_LIMIT = 1000.0
 """Largest residual action: beyond, guidance weights and temperatures leave what networks in half precision survive."""
+
+DEVIATION_LIMIT = 5.0
+"""Largest deviation that an agent's space holds: normal numbers are beyond once in 1.7 million."""
 
 Schedule = dict[str, Tensor]
 """The command of a schedule: {name: (N,) float64}, parameters in physical units."""
@@ -135,7 +139,7 @@ class TokenActions:
 
 
 class LatentActions:
-    """Actions that are the next latent, or its deviation from a mean.
+    """Actions that are the next latents.
 
     Args:
         shape: (C, h, w).
@@ -144,20 +148,65 @@ class LatentActions:
 
     def __init__(self, shape: tuple[int, ...], limit: float):
         self.field = self.legal = Field(shape, torch.float32, -limit, limit)
-        self.limit = limit
 
     def __call__(self, action: Tensor, t: int) -> Tensor:
         """Returns the latents (N, C, h, w); ValueError for one that is not a number, or too large."""
-        legal = (action.abs() <= self.limit).flatten(1).all(1)
-        if not bool(legal.all()):
-            env = int((~legal).nonzero()[0])
-            latent = action[env].flatten()
-            worst = latent[~(latent.abs() <= self.limit)][0].item()
-            raise ValueError(
-                f"action of env {env}: latents must lie in [{-self.limit:g}, {self.limit:g}], got {worst}"
-            )
+        _check_size("latents", action, self.legal)
         return action
 
     def report(self, command: Tensor) -> dict[str, Tensor]:
         """Returns {"latent_norm": (N,)}, the root mean square of each latent."""
-        return {"latent_norm": command.flatten(1).square().mean(1).sqrt()}
+        return {"latent_norm": _root_mean_square(command)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Deviation:
+    """The command of next latents by how far they are from the mean that the generator gives them.
+
+    Attributes:
+        value: (N, C, h, w), in standard deviations of the generator's transition.
+    """
+
+    value: Tensor
+
+
+class DeviationActions:
+    """Actions that are the deviation of the next latents from the generator's mean, in its standard deviations.
+
+    Zeros are the mean, standard normal numbers the generator itself.
+
+    Args:
+        shape: (C, h, w).
+
+    Attributes:
+        field: up to `DEVIATION_LIMIT`.
+        legal: up to `RESIDUAL_LIMIT`.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.field = Field(shape, torch.float32, -DEVIATION_LIMIT, DEVIATION_LIMIT)
+        self.legal = Field(shape, torch.float32, -RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+
+    def __call__(self, action: Tensor, t: int) -> Deviation:
+        """Returns the deviations (N, C, h, w); ValueError for one that is not a number, or too large."""
+        _check_size("deviations", action, self.legal)
+        return Deviation(action.float())
+
+    def report(self, command: Deviation) -> dict[str, Tensor]:
+        """Returns {"deviation_norm": (N,)}, the root mean square of each deviation."""
+        return {"deviation_norm": _root_mean_square(command.value)}
+
+
+def _check_size(name: str, action: Tensor, legal: Field) -> None:
+    """Raises a ValueError that names the first env with a number that is none, or larger than what is legal."""
+    assert isinstance(legal.high, float)
+    limit = legal.high
+    inside = (action.abs() <= limit).flatten(1)
+    if not bool(inside.all()):
+        env = int((~inside.all(1)).nonzero()[0])
+        worst = action[env].flatten()[~inside[env]][0].item()
+        raise ValueError(f"action of env {env}: {name} must lie in [{-limit:g}, {limit:g}], got {worst}")
+
+
+def _root_mean_square(value: Tensor) -> Tensor:
+    return value.flatten(1).square().mean(1).sqrt()

@@ -268,11 +268,11 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _name(options: argparse.Namespace, env: VectorEnv) -> str:
     """Returns what a policy is called that nobody named."""
-    from genenv.actions import TokenActions
+    from genenv.actions import ScheduleActions
     from genenv.vector_env import unwrapped
 
     if options.policy is None:
-        return "frozen generator" if isinstance(unwrapped(env).actions, TokenActions) else "hand-crafted"
+        return "hand-crafted" if isinstance(unwrapped(env).actions, ScheduleActions) else "frozen generator"
     return options.policy if options.run_dir is None else options.run_dir.resolve().name
 
 

@@ -13,7 +13,7 @@ FEATURE_LIMIT = 1e6
 """Bound of every feature that is shown to a policy."""
 
 
-PREDICTED = frozenset({"features", "logits"})
+PREDICTED = frozenset({"denoised", "features", "logits", "mean", "std"})
 """Entries of an observation for which a generator looks ahead: who wants them asks for them."""
 
 

@@ -10,10 +10,11 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from genenv.actions import ScheduleActions, TokenActions
+from genenv.actions import DeviationActions, LatentActions, ScheduleActions, TokenActions
 from genenv.protocols import Actor, Decision, Observation
 from genenv.rng import Purpose, Stream, categorical
 from genenv.schedules import handcrafted
+from genenv.solvers import per_image
 from genenv.vector_env import unwrapped
 from genenv.wrappers.vector.ema_action_smoothing import smoothing_of
 
@@ -128,28 +129,61 @@ def token_draws(env: VectorEnv) -> Callable[[Tensor], Tensor]:
 
 
 def generator_policy(env: VectorEnv) -> Actor:
-    """Returns the actor that plays the frozen generator where actions are tokens: it draws from the observed logits.
+    """Returns the actor that plays the frozen generator where actions are tokens or latents: it draws as that does.
+
+    Tokens are drawn from the observed logits, next latents from the observed mean and standard deviation; deviations
+    from the mean are standard normal numbers, for which nothing need be observed. All come from the images' own random
+    numbers of the decision.
 
     Raises:
-        ValueError: if they are not observed.
+        ValueError: if what they are drawn from is not observed, or the actions are a schedule.
     """
-    if "logits" not in unwrapped(env).observe:
+    inner = unwrapped(env)
+    kind = type(inner.actions)
+    if kind not in DRAWN_FROM:
         raise ValueError(
-            "the frozen generator's tokens are drawn from 'logits', which the environment must observe, as with "
-            f"observe=['logits'], got observe={list(unwrapped(env).observe)}"
+            f"the actions of {env} are {kind.__name__}: there is nothing that the generator draws"
         )
-    draw = token_draws(env)
-    return lambda observation: draw(observation["logits"])
+    what, needed = DRAWN_FROM[kind]
+    if not set(needed) <= set(inner.observe):
+        raise ValueError(
+            f"the frozen generator's {what} are drawn from {' and '.join(map(repr, needed))}, which the environment "
+            f"must observe, as with observe={list(needed)}, got observe={list(inner.observe)}"
+        )
+    if isinstance(inner.actions, TokenActions):
+        draw = token_draws(env)
+        return lambda observation: draw(observation["logits"])
+    shape = inner.actions.field.shape
+
+    def noise() -> Tensor:
+        return inner.rng.at(inner.current_step).normal(*shape, purpose=Purpose.POLICY).float()
+
+    if isinstance(inner.actions, DeviationActions):
+        return lambda observation: noise()
+
+    def latents(observation: Observation) -> Tensor:
+        drawn = noise()
+        return observation["mean"] + per_image(observation["std"], drawn) * drawn
+
+    return latents
+
+
+DRAWN_FROM: dict[type, tuple[str, tuple[str, ...]]] = {
+    TokenActions: ("tokens", ("logits",)),
+    LatentActions: ("latents", ("mean", "std")),
+    DeviationActions: ("deviations", ()),
+}
+"""Kind of actions that a generator draws -> what they are called, and the entries of an observation that say how."""
 
 
 def default_actor(env: VectorEnv) -> Actor:
-    """Returns what a policy is compared with: the hand-crafted schedule, or, of tokens, the frozen generator.
+    """Returns what a policy is compared with: the hand-crafted schedule, or, of tokens and latents, the generator.
 
     Raises:
         ValueError: if the actions are neither, or the environment does not observe what it takes.
     """
-    of_tokens = isinstance(unwrapped(env).actions, TokenActions)
-    return generator_policy(env) if of_tokens else static_actor(env)
+    drawn = type(unwrapped(env).actions) in DRAWN_FROM
+    return generator_policy(env) if drawn else static_actor(env)
 
 
 def check_not_smoothed(env: VectorEnv) -> None:

@@ -8,6 +8,7 @@ SHORTEST = {
     "PolicyTuning/Tokens-v0": {},
     "AdaGen/DiT-v0": {"num_steps": 1, "solver": "euler"},
     "AdaGen/SiT-v0": {"num_steps": 1, "solver": "euler"},
+    "AdaScope/Denoising-v0": {"num_steps": 1},
     "ART/Clock-v0": {"num_steps": 1},
     "ART/GaussianMixture-v0": {"num_steps": 1},
 }
@@ -20,6 +21,7 @@ SHORT = {
     "PolicyTuning/Tokens-v0": {},
     "AdaGen/DiT-v0": {"num_steps": 2},
     "AdaGen/SiT-v0": {"num_steps": 2},
+    "AdaScope/Denoising-v0": {"num_steps": 3},
     "ART/Clock-v0": {"num_steps": 3, "derivative": "finite-difference"},
     "ART/GaussianMixture-v0": {"num_steps": 3},
 }

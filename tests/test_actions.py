@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from genenv.actions import LatentActions, ScheduleActions, TokenActions
+from genenv.actions import (
+    DEVIATION_LIMIT,
+    RESIDUAL_LIMIT,
+    DeviationActions,
+    LatentActions,
+    ScheduleActions,
+    TokenActions,
+)
 from genenv.envs.maskgit import schedule
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant
 
@@ -155,3 +162,22 @@ def test_a_latent_beyond_its_limit_is_refused(bad):
     latents[3, 1, 0, 2] = bad
     with pytest.raises(ValueError, match=rf"action of env 3: latents must lie in \[-5, 5\], got {bad}"):
         LatentActions((2, 3, 3), limit=5.0)(latents, 0)
+
+
+def test_a_deviation_may_be_larger_than_its_space():
+    actions, value = DeviationActions((2, 3, 3)), 3 * torch.randn(4, 2, 3, 3, dtype=torch.float64)
+    assert (actions.field.low, actions.field.high) == (-DEVIATION_LIMIT, DEVIATION_LIMIT)
+    value[0, 0, 0, 0] = -RESIDUAL_LIMIT
+    command = actions(value, 0)
+    assert torch.equal(command.value, value.float())
+    torch.testing.assert_close(
+        actions.report(command)["deviation_norm"], value.float().square().mean((1, 2, 3)).sqrt()
+    )
+
+
+@pytest.mark.parametrize("bad", [1001.0, -math.inf, math.nan])
+def test_a_deviation_that_is_not_legal_is_refused(bad):
+    value = torch.zeros(4, 2, 3, 3)
+    value[1, 0, 2, 2] = bad
+    with pytest.raises(ValueError, match=rf"env 1: deviations must lie in \[-1000, 1000\], got {bad}"):
+        DeviationActions((2, 3, 3))(value, 0)

@@ -14,6 +14,7 @@ LEVELS = [
         "schedules",
         "filters",
         "solvers",
+        "transitions",
         "grids",
         "models",
         "releases",

@@ -205,11 +205,19 @@ class ODESampler:
         """Returns the network evaluations so far, and the time of the latents after the limits."""
         return {"nfe": state.calls, "time": state.time.float()}
 
+    def predict(self, latents: Tensor, time: Tensor, context: Context, guided: bool) -> Prediction:
+        """Returns what the network says at times (N,) of the path: one call, of 2N rows where guided."""
+        number, time = len(latents), (self.time_scale * time).float()
+        condition = self.condition.given(context)
+        if guided:
+            latents, time = latents.repeat(2, 1, 1, 1), time.repeat(2)
+            condition = both(self.condition, context)
+        output, features = self.network(latents, time, condition)
+        return Prediction(output[:number], output[number:] if guided else None, features[:number])
+
     def _output(self, latents: Tensor, time: Tensor, context: Context, weight: Tensor | None) -> Tensor:
         """Returns what the network says (N, C, h, w) at times (N,), guided by weights (N,) that are not None."""
-        state = ODEState(latents, time, context, 0, torch.zeros_like(context), None, None)
-        prediction = self._predict(state, guided=weight is not None).prediction
-        assert prediction is not None
+        prediction = self.predict(latents, time, context, guided=weight is not None)
         return prediction.conditional.float() if weight is None else self.guided(prediction, weight)
 
     def _solve(self, state: ODEState, weight: Tensor, time: Tensor) -> ODEState:
@@ -224,15 +232,8 @@ class ODESampler:
         )
 
     def _predict(self, state: ODEState, guided: bool) -> ODEState:
-        """Returns the state with the network's prediction: one call, of 2N rows where guided."""
-        latents, time = state.latents, (self.time_scale * state.time).float()
-        condition = self.condition.given(state.context)
-        if guided:
-            latents, time = latents.repeat(2, 1, 1, 1), time.repeat(2)
-            condition = both(self.condition, state.context)
-        output, features = self.network(latents, time, condition)
-        n = len(state.latents)
-        prediction = Prediction(output[:n], output[n:] if guided else None, features[:n])
+        """Returns the state with the network's prediction."""
+        prediction = self.predict(state.latents, state.time, state.context, guided)
         return dataclasses.replace(state, calls=state.calls + 1 + guided, prediction=prediction)
 
 
