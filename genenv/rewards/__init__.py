@@ -48,6 +48,7 @@ REWARDS = {
     "hpsv2.0": Named("genenv.rewards.clip:make_hpsv2_0", _has_scorer("hpsv2.0")),
     "loo_fid": Named("genenv.rewards.loo_fid:make", _has_features),
     "pickscore": Named("genenv.rewards.clip:make_pickscore", _has_scorer("pickscore")),
+    "png_size": Named("genenv.rewards.png_size:make"),
 }
 """Name -> reward, of those that every tier may have; a module of one's own may add to them, and a tier may bring its
 own."""

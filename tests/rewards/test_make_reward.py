@@ -18,6 +18,7 @@ from genenv.rewards.classifier import ClassifierReward
 from genenv.rewards.clip import PromptScore
 from genenv.rewards.fid import FIDReward
 from genenv.rewards.loo_fid import LeaveOneOutFID
+from genenv.rewards.png_size import PNGSize
 from genenv.rollout import default_actor, run_episode
 from genenv.wrappers import TerminalReward
 from genenv.wrappers.vector import TerminalReward as VectorTerminalReward
@@ -30,6 +31,7 @@ TYPES = {
     "fid": FIDReward,
     "hpsv2": PromptScore,
     "loo_fid": LeaveOneOutFID,
+    "png_size": PNGSize,
 }
 WEIGHTS = {"loo_fid": 0.5, "classifier": 2.0}
 
@@ -113,7 +115,15 @@ def test_a_reward_and_what_it_remembers_survive_a_copy(name, how):
 
 def test_the_rewards_of_a_backbone_are_those_that_can_be_made():
     assert available("digits") == sorted(TYPES)
-    assert available("imagenet256-var-d16") == ["clip", "fid", "hpsv2", "hpsv2.0", "loo_fid", "pickscore"]
+    assert available("imagenet256-var-d16") == [
+        "clip",
+        "fid",
+        "hpsv2",
+        "hpsv2.0",
+        "loo_fid",
+        "pickscore",
+        "png_size",
+    ]
     with pytest.raises(ValueError, match="backbone must be"):
         available("cifar")
 
