@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from genenv.fields import Field, choice
+from genenv.protocols import Observation
+from genenv.rng import BatchRng, Purpose, categorical
 from genenv.schedules import ScheduleParam, handcrafted
+from genenv.solvers import per_image
 
 RESIDUAL_LIMIT = 1000.0
 """Largest residual action: beyond, guidance weights and temperatures leave what networks in half precision survive."""
@@ -39,6 +42,8 @@ class ScheduleActions:
         legal: what is accepted: up to 1,000 units, or the limits.
         horizon: decisions T.
     """
+
+    needs = ()
 
     def __init__(
         self, params: Sequence[ScheduleParam], mode: str = "residual", device: torch.device | str = "cpu"
@@ -103,6 +108,10 @@ class ScheduleActions:
             return torch.zeros(number, len(self.params), device=self._static.device)
         return self._static[t].expand(number, -1)
 
+    def default(self, observation: Observation, rng: BatchRng) -> Tensor:
+        """Returns the actions (N, A) of the hand-crafted schedule."""
+        return self.handcrafted(len(rng.seeds), rng.step)
+
     def _complaint(self, action: Tensor, legal: Tensor) -> str:
         env, i = (~legal).nonzero()[0].tolist()
         name, value = self.params[i].name, action[env, i].item()
@@ -118,6 +127,8 @@ class TokenActions:
     Args:
         vocab_size: V.
     """
+
+    needs = ("logits",)
 
     def __init__(self, vocab_size: int):
         self.field = self.legal = choice(vocab_size)
@@ -137,6 +148,10 @@ class TokenActions:
         """Returns {"token": (N,)}."""
         return {"token": command}
 
+    def default(self, observation: Observation, rng: BatchRng) -> Tensor:
+        """Returns the tokens (N,) that the generator draws by its "logits" (N, V)."""
+        return categorical(observation["logits"], rng.uniform(purpose=Purpose.POLICY))
+
 
 class LatentActions:
     """Actions that are the next latents.
@@ -145,6 +160,8 @@ class LatentActions:
         shape: (C, h, w).
         limit: largest absolute value.
     """
+
+    needs = ("mean", "std")
 
     def __init__(self, shape: tuple[int, ...], limit: float):
         self.field = self.legal = Field(shape, torch.float32, -limit, limit)
@@ -157,6 +174,11 @@ class LatentActions:
     def report(self, command: Tensor) -> dict[str, Tensor]:
         """Returns {"latent_norm": (N,)}, the root mean square of each latent."""
         return {"latent_norm": _root_mean_square(command)}
+
+    def default(self, observation: Observation, rng: BatchRng) -> Tensor:
+        """Returns the latents (N, C, h, w) that the generator draws around its "mean", with its "std" (N, 1)."""
+        noise = _noise(self.field, rng)
+        return observation["mean"] + per_image(observation["std"], noise) * noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +205,8 @@ class DeviationActions:
         legal: up to `RESIDUAL_LIMIT`.
     """
 
+    needs = ()
+
     def __init__(self, shape: tuple[int, ...]):
         self.field = Field(shape, torch.float32, -DEVIATION_LIMIT, DEVIATION_LIMIT)
         self.legal = Field(shape, torch.float32, -RESIDUAL_LIMIT, RESIDUAL_LIMIT)
@@ -195,6 +219,10 @@ class DeviationActions:
     def report(self, command: Deviation) -> dict[str, Tensor]:
         """Returns {"deviation_norm": (N,)}, the root mean square of each deviation."""
         return {"deviation_norm": _root_mean_square(command.value)}
+
+    def default(self, observation: Observation, rng: BatchRng) -> Tensor:
+        """Returns the deviations (N, C, h, w) that the generator draws: standard normal numbers."""
+        return _noise(self.field, rng)
 
 
 def _check_size(name: str, action: Tensor, legal: Field) -> None:
@@ -210,3 +238,8 @@ def _check_size(name: str, action: Tensor, legal: Field) -> None:
 
 def _root_mean_square(value: Tensor) -> Tensor:
     return value.flatten(1).square().mean(1).sqrt()
+
+
+def _noise(field: Field, rng: BatchRng) -> Tensor:
+    """Returns the standard normal numbers (N, ...) of a decision's policy."""
+    return rng.normal(*field.shape, purpose=Purpose.POLICY).float()

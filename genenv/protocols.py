@@ -46,10 +46,12 @@ class Actions(Protocol[C]):
     Attributes:
         field: the space in which an agent acts.
         legal: what is accepted, at least `field`.
+        needs: entries of an observation from which `default` draws.
     """
 
     field: Field
     legal: Field
+    needs: tuple[str, ...]
 
     def __call__(self, action: Tensor, t: int) -> C:
         """Returns the command of actions (N, ...) at decision t; ValueError names an env whose action is not legal."""
@@ -57,6 +59,13 @@ class Actions(Protocol[C]):
 
     def report(self, command: C) -> dict[str, Tensor]:
         """Returns {name: (N,)} of a command, for `info`."""
+        ...
+
+    def default(self, observation: Observation, rng: BatchRng) -> Tensor:
+        """Returns the actions (N, ...) at decision `rng.step` where no agent acts.
+
+        They are those of the hand-crafted schedule, or what the frozen generator draws, with `Purpose.POLICY`.
+        """
         ...
 
 

@@ -10,11 +10,10 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from genenv.actions import DeviationActions, LatentActions, ScheduleActions, TokenActions
+from genenv.actions import ScheduleActions
 from genenv.protocols import Actor, Decision, Observation
-from genenv.rng import Purpose, Stream, categorical
+from genenv.rng import Stream
 from genenv.schedules import handcrafted
-from genenv.solvers import per_image
 from genenv.vector_env import unwrapped
 from genenv.wrappers.vector.ema_action_smoothing import smoothing_of
 
@@ -121,69 +120,30 @@ def static_actor(env: VectorEnv) -> Actor:
 def token_draws(env: VectorEnv) -> Callable[[Tensor], Tensor]:
     """Returns what draws tokens (N,) from logits (N, V), with the images' own random numbers of the decision."""
     inner = unwrapped(env)
-
-    def draw(logits: Tensor) -> Tensor:
-        return categorical(logits, inner.rng.at(inner.current_step).uniform(purpose=Purpose.POLICY))
-
-    return draw
+    return lambda logits: inner.actions.default({"logits": logits}, inner.rng.at(inner.current_step))
 
 
 def generator_policy(env: VectorEnv) -> Actor:
     """Returns the actor that plays the frozen generator where actions are tokens or latents: it draws as that does.
 
-    Tokens are drawn from the observed logits, next latents from the observed mean and standard deviation; deviations
-    from the mean are standard normal numbers, for which nothing need be observed. All come from the images' own random
-    numbers of the decision.
-
     Raises:
-        ValueError: if what they are drawn from is not observed, or the actions are a schedule.
+        ValueError: if what it draws from is not observed, or the actions are a schedule.
     """
     inner = unwrapped(env)
-    kind = type(inner.actions)
-    if kind not in DRAWN_FROM:
-        raise ValueError(
-            f"the actions of {env} are {kind.__name__}: there is nothing that the generator draws"
-        )
-    what, needed = DRAWN_FROM[kind]
-    if not set(needed) <= set(inner.observe):
-        raise ValueError(
-            f"the frozen generator's {what} are drawn from {' and '.join(map(repr, needed))}, which the environment "
-            f"must observe, as with observe={list(needed)}, got observe={list(inner.observe)}"
-        )
-    if isinstance(inner.actions, TokenActions):
-        draw = token_draws(env)
-        return lambda observation: draw(observation["logits"])
-    shape = inner.actions.field.shape
-
-    def noise() -> Tensor:
-        return inner.rng.at(inner.current_step).normal(*shape, purpose=Purpose.POLICY).float()
-
-    if isinstance(inner.actions, DeviationActions):
-        return lambda observation: noise()
-
-    def latents(observation: Observation) -> Tensor:
-        drawn = noise()
-        return observation["mean"] + per_image(observation["std"], drawn) * drawn
-
-    return latents
-
-
-DRAWN_FROM: dict[type, tuple[str, tuple[str, ...]]] = {
-    TokenActions: ("tokens", ("logits",)),
-    LatentActions: ("latents", ("mean", "std")),
-    DeviationActions: ("deviations", ()),
-}
-"""Kind of actions that a generator draws -> what they are called, and the entries of an observation that say how."""
+    if isinstance(inner.actions, ScheduleActions):
+        raise ValueError(f"the actions of {env} are a schedule, of which the generator draws nothing")
+    inner.check_default()
+    return lambda observation: inner.actions.default(observation, inner.rng.at(inner.current_step))
 
 
 def default_actor(env: VectorEnv) -> Actor:
-    """Returns what a policy is compared with: the hand-crafted schedule, or, of tokens and latents, the generator.
+    """Returns what a policy is compared with: the hand-crafted schedule, or, of other actions, the frozen generator.
 
     Raises:
-        ValueError: if the actions are neither, or the environment does not observe what it takes.
+        ValueError: if the environment does not observe what it takes.
     """
-    drawn = type(unwrapped(env).actions) in DRAWN_FROM
-    return generator_policy(env) if drawn else static_actor(env)
+    scheduled = isinstance(unwrapped(env).actions, ScheduleActions)
+    return static_actor(env) if scheduled else generator_policy(env)
 
 
 def check_not_smoothed(env: VectorEnv) -> None:

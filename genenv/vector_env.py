@@ -312,6 +312,15 @@ class GenVectorEnv(VectorEnv):
             )
         return actions.detach().to(self.device)
 
+    def check_default(self) -> None:
+        """Raises a ValueError if the frozen generator's actions are drawn from what is not observed."""
+        needs = self.actions.needs
+        if not set(needs) <= set(self.observe):
+            raise ValueError(
+                f"the frozen generator's actions are drawn from {' and '.join(map(repr, needs))}, which the "
+                f"environment must observe, as with observe={list(needs)}, got observe={list(self.observe)}"
+            )
+
     def _observe(self) -> Observation:
         fields = self.sampler.observe(self._state, self.observe)
         n = self.num_envs

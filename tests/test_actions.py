@@ -12,6 +12,7 @@ from genenv.actions import (
     TokenActions,
 )
 from genenv.envs.maskgit import schedule
+from genenv.rng import BatchRng
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant
 
 PARAMS = schedule(num_steps=5, guidance_weight=3.0)
@@ -181,3 +182,49 @@ def test_a_deviation_that_is_not_legal_is_refused(bad):
     value[1, 0, 2, 2] = bad
     with pytest.raises(ValueError, match=rf"env 1: deviations must lie in \[-1000, 1000\], got {bad}"):
         DeviationActions((2, 3, 3))(value, 0)
+
+
+@pytest.mark.parametrize("mode", ["residual", "physical"])
+def test_a_schedule_is_hand_crafted_where_no_agent_acts(mode):
+    actions, rng = ScheduleActions(PARAMS, mode), BatchRng(torch.arange(3))
+    assert actions.needs == ()
+    for t in range(5):
+        command = actions(actions.default({}, rng.at(t)), t)
+        for param in PARAMS:
+            assert command[param.name].tolist() == [param.static[t].item()] * 3
+
+
+def test_tokens_are_the_generators_where_no_agent_acts():
+    actions, rng = TokenActions(3), BatchRng(torch.arange(20_000))
+    logits = torch.tensor([0.7, 0.0, 0.3]).log()
+    observation = dict.fromkeys(actions.needs, logits.expand(20_000, 3))
+    tokens = actions.default(observation, rng)
+    shares = tokens.bincount(minlength=3) / 20_000
+    assert shares.tolist() == pytest.approx([0.7, 0.0, 0.3], abs=0.015)
+    assert torch.equal(
+        actions.default({"logits": logits.expand(2, 3)}, BatchRng(torch.tensor([5, 3]))), tokens[[5, 3]]
+    )
+    assert not torch.equal(actions.default(observation, rng.at(1)), tokens)
+
+
+def test_latents_are_the_generators_where_no_agent_acts():
+    actions, rng = LatentActions((2, 3, 3), limit=100.0), BatchRng(torch.arange(5000))
+    mean, std = torch.arange(18.0).view(2, 3, 3), torch.tensor([0.5, 4.0]).repeat(2500)
+    latents = actions.default({"mean": mean.expand(5000, 2, 3, 3), "std": std[:, None]}, rng)
+    assert actions.needs == ("mean", "std")
+    assert latents.dtype == torch.float32
+    for first in (0, 1):
+        each = latents[first::2]
+        torch.testing.assert_close(each.mean(0), mean, atol=5 * std[first].item() / 50, rtol=0)
+        torch.testing.assert_close(each.std(0), std[first].expand(2, 3, 3), rtol=0.08, atol=0)
+    few = actions.default({"mean": mean.expand(2, 2, 3, 3), "std": std[:2, None]}, BatchRng(torch.arange(2)))
+    assert torch.equal(few, latents[:2])
+
+
+def test_deviations_are_the_generators_where_no_agent_acts():
+    actions, rng = DeviationActions((2, 3, 3)), BatchRng(torch.arange(5000))
+    assert actions.needs == ()
+    latents = LatentActions((2, 3, 3), limit=100.0)
+    unit = {"mean": torch.zeros(5000, 2, 3, 3), "std": torch.ones(5000, 1)}
+    for t in (0, 3):
+        assert torch.equal(actions.default({}, rng.at(t)), latents.default(unit, rng.at(t)))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from choices import Choices
 
+from genenv.actions import LatentActions
 from genenv.contexts import Contexts
 from genenv.protocols import Decision
 from genenv.rng import Stream
@@ -256,6 +257,19 @@ def test_the_generators_policy_misses_the_logits_by_name():
     for actor in (generator_policy, default_actor):
         with pytest.raises(ValueError, match=message):
             actor(tokens_env())
+
+
+def test_a_schedule_is_not_drawn_by_the_generator():
+    with pytest.raises(ValueError, match="are a schedule, of which the generator draws nothing"):
+        generator_policy(make())
+
+
+def test_latents_miss_their_mean_and_standard_deviation_by_name():
+    sampler = Choices()
+    sampler.actions = lambda mode, device: LatentActions((1, 2, 2), 5.0)
+    env = GenVectorEnv(sampler, Contexts(["a", "b"]), 4)
+    with pytest.raises(ValueError, match=r"drawn from 'mean' and 'std', .* observe=\['mean', 'std'\], got"):
+        default_actor(env)
 
 
 def test_a_policy_is_compared_with_the_schedule_or_with_the_generator():
