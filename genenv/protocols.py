@@ -124,6 +124,15 @@ class Sampler(Protocol[S, C]):
 
 
 @runtime_checkable
+class Previews(Protocol):
+    """A sampler that can look ahead, beyond what `decode` shows of an unfinished image."""
+
+    def preview(self, state: Any) -> Tensor:
+        """Returns the images (N, C, H, W) float32 in [0, 1] that it expects at the end. It may call the network."""
+        ...
+
+
+@runtime_checkable
 class Reward(Protocol):
     """Judges a batch of finished images."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
 
 from genenv.vector_env import RENDER_FPS, RENDER_MODES, to_numpy, to_tensor, unwrapped
 
@@ -49,13 +50,7 @@ class GenEnv(gym.Env):
         self, action: np.ndarray | np.integer
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Takes one decision with an action of the action space, such as (A,) of a schedule."""
-        action, expected = np.asarray(action), self.action_space.shape
-        if action.shape != expected:
-            raise ValueError(f"action must have shape {expected}, got {action.shape}")
-        if np.issubdtype(self.action_space.dtype, np.floating):
-            action = action.astype(np.float32)
-        batch = to_tensor(action).to(self._inner.device)[None]
-        observation, reward, terminated, truncated, info = self.vector_env.step(batch)
+        observation, reward, terminated, truncated, info = self.vector_env.step(self.batch(action))
         info = {name: value for name, value in info.items() if not name.startswith("_")}
         return (
             _first(observation),
@@ -64,6 +59,15 @@ class GenEnv(gym.Env):
             bool(truncated[0]),
             _first(info),
         )
+
+    def batch(self, action: np.ndarray | np.integer) -> Tensor:
+        """Returns an action as the vector environment's (1, ...); ValueError for a wrong shape."""
+        action, expected = np.asarray(action), self.action_space.shape
+        if action.shape != expected:
+            raise ValueError(f"action must have shape {expected}, got {action.shape}")
+        if np.issubdtype(self.action_space.dtype, np.floating):
+            action = action.astype(np.float32)
+        return to_tensor(action).to(self._inner.device)[None]
 
     def render(self) -> np.ndarray | None:
         """Draws the partial result beside its open places, (H', W', 3) uint8."""

@@ -129,6 +129,11 @@ class GenVectorEnv(VectorEnv):
         return self._rng
 
     @property
+    def context(self) -> Context:
+        """What the current episode's images are asked to show, (N,)."""
+        return self._context
+
+    @property
     def state(self) -> Any:
         """The sampler's state of the current episode's images, for its `decode`, `undecided` and `observe`.
 

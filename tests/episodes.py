@@ -30,6 +30,8 @@ TOKENS = ["PolicyTuning/Tokens-v0"]
 """Ids whose actions are tokens: no schedule, and nothing that could be smoothed."""
 
 
-def compared(env_id):
+def compared(env_id, mode="residual"):
     """Returns what an id must observe for `default_actor`."""
+    if env_id == "AdaScope/Denoising-v0" and mode == "physical":
+        return {"observe": ["mean", "std"]}
     return {"observe": ["logits"]} if env_id in TOKENS else {}

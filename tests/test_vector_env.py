@@ -191,8 +191,9 @@ def test_a_state_is_what_the_generator_made_and_stays_as_it_was():
     ("given", "expected"), [(3, [3, 3, 3]), ([1, 2, 9], [1, 2, 9]), (np.int64(4), [4] * 3)]
 )
 def test_reset_options_set_the_context(given, expected):
-    observation, _ = make().reset(seed=0, options={"context": given})
-    assert observation["context"].tolist() == expected
+    env = make()
+    observation, _ = env.reset(seed=0, options={"context": given})
+    assert observation["context"].tolist() == env.unwrapped.context.tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from gymnasium.vector import AutoresetMode
 from genenv.wrappers.vector import (
     EMAActionSmoothing,
     FlattenObservation,
+    InterventionWindow,
     RecordEpisodeStatistics,
     RecordImages,
     RunningCost,
@@ -17,6 +18,7 @@ def test_every_wrapper_says_when_episodes_start_again(mode):
     env = gym.make_vec("AdaGen/MaskGIT-v0", num_envs=2, reward="none", autoreset_mode=mode.value)
     wrappers = [
         lambda env: TerminalReward(env, lambda images, context: images.sum((1, 2, 3))),
+        lambda env: InterventionWindow(env, "fixed:1:2"),
         lambda env: EMAActionSmoothing(env, 0.5),
         lambda env: RunningCost(env, "schedule/mask_ratio"),
         FlattenObservation,
