@@ -131,7 +131,7 @@ def test_a_window_opens_where_a_curve_gets_straight_and_closes_where_another_get
     k = torch.arange(HORIZON, dtype=torch.float64)
     semantic = torch.where(k < turn, (k / turn) ** 2, 1 + (k - turn) / turn)[:, None]
     reward = k.clamp(max=saturation)[:, None]
-    detector = Detector(smoothing=smoothing, latest_start=0.5, latest_end=1.0)
+    detector = Detector(0.1, 0.1, smoothing=smoothing, latest_start=0.5, latest_end=1.0)
     found = detector.window(semantic, reward, HORIZON)
     seen = (turn + 3, saturation + 4)  # bends reach back two points, and must be small two and three times
     delay = 0 if smoothing == 0 else 5  # until an average forgets

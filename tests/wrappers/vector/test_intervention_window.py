@@ -153,22 +153,18 @@ def test_adaptive_windows_follow_the_previews_of_their_own_episode(player):
         assert len(expected.unique(dim=1).T) > 1
 
 
-def test_a_preview_is_what_the_sampler_expects_or_has_made_so_far(monkeypatch):
-    env = make()
+@pytest.mark.parametrize(("env_id", "shown"), [(MASKGIT, "decode"), ("AdaScope/Denoising-v0", "preview")])
+def test_a_preview_is_what_the_sampler_expects_or_has_made_so_far(env_id, shown):
+    env = make(env_id)
     judges = Recorder(brightness), Recorder(brightness)
     wrapped = InterventionWindow(env, "adaptive", *judges)
-    sampler = unwrapped(env).sampler
+    show, actions = getattr(unwrapped(env).sampler, shown), sampled(env)
     wrapped.reset(seed=3)
-    expected = sampler.decode(unwrapped(env).state)
-    wrapped.step(torch.zeros(3, 4))
-    expected_next = sampler.decode(unwrapped(env).state)
-    wrapped.step(torch.zeros(3, 4))
-    for judge in judges:
-        assert torch.equal(torch.stack(judge.images), torch.stack([expected, expected_next]))
-    monkeypatch.setattr(sampler, "preview", lambda state: 1 - sampler.decode(state), raising=False)
-    wrapped.reset(seed=3)
-    wrapped.step(torch.zeros(3, 4))
-    assert torch.equal(judges[0].images[-1], 1 - expected)
+    for action in actions[:2]:
+        expected = show(unwrapped(env).state)
+        wrapped.step(action)
+        for judge in judges:
+            assert torch.equal(judge.images[-1], expected)
 
 
 def test_a_refused_action_leaves_no_point_in_the_curves():
@@ -206,6 +202,17 @@ def test_the_judges_are_clip_and_the_backbones_own_unless_others_are_named():
     env = InterventionWindow(make(), "adaptive", "classifier", {"clip": 1.0, "classifier": 2.0})
     assert [list(judge.rewards) for judge in env.judges] == [["classifier"], ["clip", "classifier"]]
     assert InterventionWindow(make(), "full", "nothing", "of the kind").judges == []
+
+
+@pytest.mark.parametrize("network", ["dit", "sit"])
+def test_the_usual_windows_are_about_the_published_ones(network):
+    env = make("AdaScope/Denoising-v0", num_envs=32, num_steps=50, network=network, observe=["mean"])
+    inside = run_episode(InterventionWindow(env, "adaptive"), default_actor(env), seed=0).diagnostics
+    inside = inside["intervened"].float()
+    start, length = inside.argmax(0).float(), inside.sum(0)
+    assert start.mean().item() == pytest.approx(5.3, abs=2.5)
+    assert (start + length).mean().item() == pytest.approx(31.8, abs=4)
+    assert (start < 10).float().mean() > 0.5  # most are found, and not only the latest
 
 
 def test_actions_may_be_smoothed_outside_and_the_image_may_be_paid_inside_or_out():
