@@ -1,4 +1,4 @@
-"""The way of an agent's configuration, a frozen dataclass of plain values, to JSON and to the command line."""
+"""The way of an agent's configuration, of plain values or of dataclasses of such, to JSON and to the command line."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ def from_json(kind: type[C], path: Path) -> C:
         ValueError: one line that names the file and the field, where it is not what `as_json` wrote.
     """
     values = read_object(path)
+    try:
+        return _parse_fields(kind, values)
+    except _Edited as error:
+        raise ValueError(f"{path} {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+class _Edited(ValueError):
+    """Fields are missing, or unknown."""
+
+
+def _parse_fields(kind: type[C], values: dict[str, Any]) -> C:
+    """Returns the dataclass that an object of JSON is."""
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for fault, found in (
@@ -35,13 +49,8 @@ def from_json(kind: type[C], path: Path) -> C:
         ("has an unknown field", [name for name in values if name not in names]),
     ):
         if found:
-            raise ValueError(
-                f"{path} {fault} {', '.join(found)}: it is of another version of the agent, or was edited"
-            )
-    try:
-        return kind(**{name: _parse(hints[name], values[name], name) for name in names})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+            raise _Edited(f"{fault} {', '.join(found)}: it is of another version of the agent, or was edited")
+    return kind(**{name: _parse(hints[name], values[name], name) for name in names})
 
 
 def _parse(hint: Any, value: Any, name: str) -> Any:
@@ -57,6 +66,8 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
             return tuple(_parse(part, entry, name) for part, entry in zip(each, value, strict=True))
     if hint is float and type(value) is int:
         return float(value)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _parse_fields(hint, value)  # type: ignore[arg-type]
     if type(value) is hint:
         return value
     raise ValueError(f"{name} must be {hint if inner else hint.__name__}, got {value!r}")
@@ -70,6 +81,9 @@ def words(config: Any) -> Iterator[str]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value == field.default:
+            continue
+        if dataclasses.is_dataclass(value):
+            yield from words(value)
             continue
         flag = "--" + field.name.replace("_", "-")
         if isinstance(value, bool):

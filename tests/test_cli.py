@@ -20,7 +20,7 @@ def test_list_shows_every_id_with_its_parameters_rewards_and_licence(capsys):
         assert env_id in shown
     assert "mask_ratio, mask_temperature, token_temperature, guidance_weight" in shown
     lines = [" ".join(line.split()) for line in shown.splitlines()]
-    assert "digits rewards: none, adversarial, classifier, clip, fid, hpsv2, loo_fid" in lines
+    assert "digits rewards: none, adversarial, classifier, clip, fid, hpsv2, loo_fid, png_size" in lines
     (rewards,) = [line for line in lines if line.startswith("imagenet256-dit-xl-2 rewards: ")]
     assert "classifier" not in rewards  # the digits' own
     assert "loo_fid" in rewards

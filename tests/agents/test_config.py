@@ -15,6 +15,14 @@ from genenv.ranges import ABOVE_ZERO, AT_LEAST_1, FRACTION, NOT_NEGATIVE, Range,
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """What belongs together."""
+
+    width: int = 2
+    ends: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Every kind of field."""
 
@@ -28,6 +36,7 @@ class Config:
     name: str | None = None
     title: str = "x"
     fresh: bool = False
+    part: Part = Part()
 
     def __post_init__(self):
         check(self)
@@ -39,6 +48,7 @@ OTHERS = [
         rate=((0, 1.0),), number=7, seed=2**70, decay=0.0, grid=(0.25,), share=0.25, name="a b", fresh=True
     ),
     Config(rate=((0, 1e-5), (1, 2.0), (9, 3.5)), title="-5 'quoted'", name=""),
+    Config(part=Part(width=5, ends=(0.5, 3.0)), number=4),
 ]
 
 
@@ -50,7 +60,7 @@ def test_a_configuration_comes_back_from_json_and_from_its_command_line(config, 
     words = shlex.split(command(Config.agent, config, Path("runs/x y")))
     assert words[:3] == ["python", "-m", "agents.one"]
     assert words[-2:] == ["--out", "runs/x y"]
-    assert tyro.cli(Config, args=words[3:-2]) == config
+    assert tyro.cli(tyro.conf.OmitArgPrefixes[Config], args=words[3:-2]) == config
 
 
 @pytest.mark.parametrize(
