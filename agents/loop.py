@@ -23,7 +23,14 @@ class Diverged(ValueError):
 
 
 class Learner(Restorable, Protocol):
-    """What `learn` repeats."""
+    """What `learn` repeats.
+
+    Attributes:
+        finished: whether there is nothing more to learn, before the last iteration is reached.
+    """
+
+    @property
+    def finished(self) -> bool: ...  # noqa: D102
 
     def step(self) -> dict[str, float]:
         """Runs one iteration, counts it in `iteration`, and returns what is logged, "iteration" among it."""
@@ -48,6 +55,11 @@ class Parts:
 
     def __init__(self):
         self.iteration, self.images, self.seconds = 0, 0, 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to learn; an agent of its own mind says so."""
+        return False
 
     @property
     def parts(self) -> dict[str, Stateful | torch.Generator | None]:
@@ -86,7 +98,9 @@ def learn(
     eval_every: int,
     save_every: int,
 ) -> Evaluation | None:
-    """Runs a learner up to a number of iterations and returns its last evaluation, None where others make it.
+    """Runs a learner up to a number of iterations, or until it has finished, and returns its last evaluation.
+
+    In processes that do not evaluate that is None.
 
     Args:
         learner: where it stands.
@@ -101,9 +115,9 @@ def learn(
     """
     learned, shown = None, ""
     with progress(run.config.agent) if processes.is_first() else contextlib.nullcontext(ignore) as report:
-        while learner.iteration < iterations:
+        while learner.iteration < iterations and not learner.finished:
             record = _finite_step(learner, run)
-            last = learner.iteration == iterations
+            last = learner.iteration == iterations or learner.finished
             if processes.is_first() and (last or learner.iteration % eval_every == 0):
                 learned = evaluate()
                 record |= {f"held_out/{name}": value for name, value in learned.metrics.items()}

@@ -17,6 +17,7 @@ class Learner:
 
     def __init__(self, rewards=()):
         self.iteration, self.weight, self.rewards = 0, torch.zeros(2), list(rewards)
+        self.finished = False
 
     def step(self):
         self.iteration += 1
