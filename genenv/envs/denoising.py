@@ -52,9 +52,22 @@ class Prediction:
 
     def log_prob(self, latents: Tensor) -> Tensor:
         """Returns the log-density of latents (N, C, h, w), per number: (N,) float32."""
-        distance = (latents - self.mean) / per_image(self.std, latents)
-        each = -distance.square().flatten(1).mean(1) / 2
-        return each - self.std.log() - 0.5 * math.log(2 * math.pi)
+        return log_density((latents - self.mean) / per_image(self.std, latents), self.std)
+
+    def kl(self, other: Prediction) -> Tensor:
+        """Returns KL(this || other), per number, of Gaussians with the same standard deviation: (N,) float32."""
+        distance = (self.mean - other.mean) / per_image(self.std, self.mean)
+        return distance.square().flatten(1).mean(1) / 2
+
+
+def log_density(deviation: Tensor, std: Tensor) -> Tensor:
+    """Returns the log-density of latents, per number, (N,).
+
+    Args:
+        deviation: (N, C, h, w) from their mean, in standard deviations.
+        std: (N,).
+    """
+    return -deviation.square().flatten(1).mean(1) / 2 - std.log() - 0.5 * math.log(2 * math.pi)
 
 
 @dataclasses.dataclass(frozen=True)

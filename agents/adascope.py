@@ -1,0 +1,748 @@
+"""AdaScope: RL fine-tuning of a diffusion model's weights, at the decisions that count alone (arXiv 2605.15855).
+
+A host (DDPO, DPOK, D3PO, TDPO or Flow-GRPO) credits every denoising step of an image with the reward of what came of
+it. A scope lets gradients through at some of them: from where the structure of the image has settled to where its
+reward saturates, found while it is sampled, by what the network expects the finished image to be. Decisions outside
+cost nothing in the update.
+
+The paper has no public code, and gives no thresholds: `genenv.scopes.Detector` says what is assumed. Images of one
+group, which show one class or prompt, share a window: a few of them are looked at before each decision (`num_probes`),
+since looking at all of them costs as much as sampling where the generator is as small as the digits'.
+
+Images are sampled without gradients, and a decision's log-density is computed again, with gradients, where it is in the
+scope. Both are the same number (`genenv.envs.denoising`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
+
+from agents import processes, results, runs
+from agents.command_line import main
+from agents.critic import ContextStatistics, TemporalCritic
+from agents.hosts import HOSTS, Terms
+from agents.loop import Parts, Stateful, learn
+from agents.policy import training_env
+from agents.tuned import add_lora, write_generator
+from genenv import rewards
+from genenv.distributed import sum_over_ranks
+from genenv.envs.denoising import NETWORKS, DenoisingSampler, log_density
+from genenv.evaluation import Evaluator
+from genenv.export import GENERATOR
+from genenv.protocols import Actor, Decision, Observation, StatefulReward
+from genenv.ranges import (
+    ABOVE_ZERO,
+    AT_LEAST_1,
+    FRACTION,
+    NOT_NEGATIVE,
+    Steps,
+    check,
+    value_at,
+)
+from genenv.rewards.mixture import Mixture, standardise_groups
+from genenv.rng import MAX_SEED, training_seed
+from genenv.rollout import generator_policy, run_episode
+from genenv.scopes import Detector, Scope, parse_scope
+from genenv.tiers import choose_part, load_part
+from genenv.vector_env import unwrapped
+
+DENOISING = "AdaScope/Denoising-v0"
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run is made of. The defaults are tuned for the digits on one processor core."""
+
+    agent: ClassVar[str] = "adascope"
+    resumable: ClassVar[tuple[str, ...]] = (*runs.RESUMABLE, "chunk_size")
+
+    env_id: str = DENOISING
+    """Where the generator is tuned; its actions are deviations of latents."""
+    backbone: str = "digits"
+    """Weights of the generator."""
+    network: str | None = None
+    """Which of a backbone's networks, such as "dit" or "sit"; by default the first."""
+    num_steps: Annotated[int, AT_LEAST_1] = 20
+    """Decisions of an image (T)."""
+    transition: str | None = None
+    """"ddim" or "flow-sde"; by default that of the network."""
+    eta: Annotated[float, ABOVE_ZERO] | None = None
+    """Strength of the transition's noise; by default the transition's usual one."""
+    guidance_weight: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Of classifier-free guidance, in sampling, tuning and evaluation."""
+    name: str | None = None
+    """Of the run, in tables that compare runs; by default the agent's."""
+    seed: Annotated[int, NOT_NEGATIVE] = 0
+    """Decides which images are generated, and all that is drawn."""
+    device: str = "cpu"
+    """Where everything runs."""
+    precision: str = "float32"
+    """"bfloat16" runs sampling and updates in it, where that is safe (autocast); the weights stay as they are."""
+    host: str = "ddpo"
+    """"ddpo" (importance-sampled), "ddpo-sf" (score function), "dpok", "d3po", "tdpo" or "flow-grpo"."""
+    scope: str = "adaptive"
+    """Which decisions receive gradient: "full", "adaptive", "fixed:START:END" or "random:SIZE"."""
+    detector: Detector = dataclasses.field(default_factory=Detector)
+    """What finds the window of an adaptive scope."""
+    semantic: str = "clip"
+    """The reward whose curve says whether the structure has settled."""
+    num_probes: Annotated[int, AT_LEAST_1] | None = 2
+    """Images of a group that are looked at; their mean curves give the group's window. None for a window of each
+    image."""
+    reward: str = "hpsv2"
+    """What is maximised: a name, or weights in JSON."""
+    num_groups: Annotated[int, AT_LEAST_1] = 16
+    """Groups of images of one class or prompt in an iteration."""
+    group_size: Annotated[int, AT_LEAST_1] = 16
+    """Images of a group."""
+    chunk_size: Annotated[int, AT_LEAST_1] = 256
+    """Images, or decisions, at once. It bounds the memory and changes no number."""
+    num_iterations: Annotated[int, AT_LEAST_1] = 60
+    """Rollouts, each followed by updates."""
+    num_updates: Annotated[int, AT_LEAST_1] = 2
+    """Gradient steps over an iteration's images, of as many each, in random order."""
+    num_epochs: Annotated[int, AT_LEAST_1] = 1
+    """Times that they are gone through."""
+    clip: Annotated[float, ABOVE_ZERO] = 1e-2
+    """Trust region of a ratio of densities per number."""
+    advantage_clip: Annotated[float, ABOVE_ZERO] = 5.0
+    """Largest advantage."""
+    statistics_size: Annotated[int, AT_LEAST_1] = 32
+    """Rewards that are remembered of each context, and standardise its rewards."""
+    statistics_least: Annotated[int, AT_LEAST_1] = 16
+    """With fewer of them all contexts' rewards do."""
+    kl_weight: Annotated[float, NOT_NEGATIVE] = 0.1
+    """Of the KL to the policy before training (DPOK, Flow-GRPO)."""
+    beta: Annotated[float, ABOVE_ZERO] = 1.0
+    """How strongly preferences move log-densities (D3PO)."""
+    critic_rate: Annotated[float, ABOVE_ZERO] = 1e-3
+    """Learning rate of the critic (TDPO)."""
+    critic_clip: Annotated[float, ABOVE_ZERO] = 0.2
+    """Largest change of the critic's values in an iteration (TDPO)."""
+    wake_interval: Annotated[int, AT_LEAST_1] = 10
+    """Iterations between looks for the critic's dormant units (TDPO)."""
+    wake_threshold: Annotated[float, FRACTION] = 0.025
+    """Share of its layer's mean activation below which a unit is dormant."""
+    learning_rate: Annotated[Steps, ABOVE_ZERO] = ((0, 1e-4),)
+    """AdamW's: (first iteration, rate) in order."""
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-4
+    """AdamW's."""
+    max_gradient: Annotated[float, ABOVE_ZERO] = 1.0
+    """Largest norm of a gradient."""
+    average_decay: Annotated[float, FRACTION] = 0.0
+    """Weight, at each iteration, of the old moving average of the weights, which is what is evaluated and kept; 0 for
+    the last weights."""
+    lora_rank: Annotated[int, NOT_NEGATIVE] = 0
+    """Rank of low-rank changes of the network's linear layers (peft); 0 tunes all weights."""
+    saturation_window: Annotated[int, NOT_NEGATIVE] = 0
+    """The run ends early where the mean reward of so many iterations exceeds that of as many before them by less than
+    `saturation_gain` of what has been gained; 0 runs to the end."""
+    saturation_gain: Annotated[float, FRACTION] = 0.02
+    """See there."""
+    eval_interval: Annotated[int, AT_LEAST_1] = 10
+    """Iterations between held-out evaluations."""
+    eval_images: Annotated[int, AT_LEAST_1] = 2000
+    """Images for each of them."""
+    checkpoint_interval: Annotated[int, AT_LEAST_1] = 10
+    """Iterations between checkpoints."""
+
+    def __post_init__(self):
+        check(self)
+        for name, known in {"host": HOSTS, "precision": PRECISIONS}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        self.parsed_scope.check(self.num_steps)
+        if self.num_probes is not None and self.num_probes > self.group_size:
+            raise ValueError(
+                f"num_probes must be at most group_size, {self.group_size}, or None, got {self.num_probes}"
+            )
+        in_pairs, by_groups = HOSTS[self.host].in_pairs, HOSTS[self.host].baseline == "group"
+        if in_pairs and self.group_size % 2:
+            raise ValueError(
+                f"group_size must be even with host {self.host!r}, which compares pairs, got {self.group_size}"
+            )
+        if by_groups and self.group_size < 2:
+            raise ValueError(f"group_size must be at least 2 with host {self.host!r}, got {self.group_size}")
+        units = self.num_groups * self.group_size // (1 + in_pairs)
+        if self.num_updates > units:
+            raise ValueError(f"num_updates must be at most {units}, got {self.num_updates}")
+
+    @property
+    def parsed_scope(self) -> Scope:
+        """The scope."""
+        return parse_scope(self.scope, self.detector)
+
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """What `gymnasium.make_vec` needs for what the generator is evaluated on."""
+        names = ("backbone", "network", "num_steps", "transition", "eta", "guidance_weight", "device")
+        return {name: getattr(self, name) for name in names} | {"observe": ["latents"]}
+
+
+PRESETS = {"digits": Config()}
+"""Named configurations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Images of one iteration, N of this process, and how they were made.
+
+    Attributes:
+        latents: (T + 1, N, C, h, w), before each decision and after the last.
+        old: (T, N), the log-density of each decision, per number.
+        inside: (T, N) bool, which decisions count.
+        features: (T, N, D), the generator's mean hidden state before each decision; empty where nobody asks for them.
+        images: (N, C, H, W) in [0, 1].
+        context: (N,).
+        group: (N,).
+    """
+
+    latents: Tensor
+    old: Tensor
+    inside: Tensor
+    features: Tensor
+    images: Tensor
+    context: Tensor
+    group: Tensor
+
+
+class Probe:
+    """Looks at what is expected of the images before each decision, and says which decisions count.
+
+    Args:
+        config: of the run.
+        env: whose images come in whole groups.
+        semantic: whose curve is the semantic one.
+        reward: what is maximised.
+    """
+
+    def __init__(self, config: Config, env: gym.vector.VectorEnv, semantic: Mixture, reward: Mixture):
+        self.scope, self.env, self.semantic, self.reward = config.parsed_scope, env, semantic, reward
+        size, per_group = config.group_size, config.num_probes or config.group_size
+        self.shared = 1 if config.num_probes is None else size  # images that share a window
+        rows = torch.arange(env.num_envs, device=unwrapped(env).device)
+        self.rows = rows[rows % size < per_group] if self.scope.needs_curves else rows[:0]
+        self.looks = 0  # images looked at so far
+        self.seconds = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets the curves of the images before."""
+        self.curves: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self.last: Tensor | None = None
+        self._opened = False
+
+    def __call__(self, observation: Observation) -> Tensor:
+        """Returns whether the decision that follows an observation counts, (N,) bool."""
+        inner = unwrapped(self.env)
+        step, horizon = inner.current_step, inner.sampler.horizon
+        if not self.scope.needs_curves:
+            return self.scope.inside(step, horizon, inner.rng)
+        if self.last is not None and not bool(self.last.any()) and self._opened:
+            return self.last  # every window is behind: nobody need look any more
+        started = time.perf_counter()
+        decoder = inner.sampler.decoder  # type: ignore[attr-defined]
+        images = decoder(observation["denoised"][self.rows]).float()
+        context = observation["context"][self.rows]
+        total, parts = self.reward.judge(images, context)
+        names = list(self.semantic.rewards)
+        known = parts.get(names[0]) if len(names) == 1 else None
+        seen = self.semantic(images, context) if known is None else known
+        for curve, value in zip(self.curves, (seen, total), strict=True):
+            curve.append(value.view(-1, len(self.rows) * self.shared // self.env.num_envs).mean(1))
+        semantic, reward = (torch.stack(curve) for curve in self.curves)
+        inside = self.scope.inside(step, horizon, inner.rng, semantic, reward)
+        self._opened = (self.last is not None and self._opened) | bool(inside.all())
+        self.last = inside.repeat_interleave(self.shared)
+        self.looks += len(self.rows)
+        self.seconds += time.perf_counter() - started
+        return self.last
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Floating point operations, as torch counts them: of one row of a network's call, and of one look at an image.
+
+    Attributes:
+        forward: of a prediction.
+        update: of a prediction and its gradients.
+        look: of decoding and judging an image.
+    """
+
+    forward: float
+    update: float
+    look: float
+
+
+class Trainer(Parts):
+    """Everything of a run that changes while it trains, and nothing else.
+
+    With several processes each has its own groups; networks are the same in all.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config, self.host = config, HOSTS[config.host]
+        if config.num_groups < processes.num_ranks():
+            raise ValueError(
+                f"num_groups must be at least the {processes.num_ranks()} processes, got {config.num_groups}"
+            )
+        self.part = choose_part(config.backbone, config.network, NETWORKS, "diffusion transformer")
+        self.env = make_env(config)
+        inner = unwrapped(self.env)
+        self.device, self.sampler = inner.device, sampler_of(self.env)
+        self.generator = torch.Generator().manual_seed(config.seed % MAX_SEED)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed % MAX_SEED)
+            self.network = load_part(self.part, config.backbone, trainable=True).to(self.device)
+            self.reference = (
+                load_part(self.part, config.backbone).to(self.device) if self.host.has_reference else None
+            )
+            if config.lora_rank:
+                add_lora(self.network, config.lora_rank)
+            self.critic = None
+            if self.host.has_critic:
+                self.critic = TemporalCritic(self.sampler.fields["features"].shape[-1]).to(self.device)
+        self.reward = make_reward(config.reward, config, str(self.device))
+        semantic = make_reward(config.semantic, config, str(self.device))
+        self.probe = Probe(config, self.env, semantic, self.reward)
+        if self.probe.scope.needs_curves:
+            check_single(self.reward, "reward")
+            check_single(semantic, "semantic")
+        self.statistics = ContextStatistics(
+            inner.sampler.num_contexts, config.statistics_size, config.statistics_least
+        )
+        self.average = None
+        if config.average_decay:
+            self.average = AveragedModel(
+                self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay)
+            )
+            self.average.update_parameters(self.network)  # it starts there
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=config.weight_decay)
+        self.critic_optimiser = (
+            None if self.critic is None else torch.optim.Adam(self.critic.parameters(), lr=config.critic_rate)
+        )
+        self.history: list[float] = []  # of the mean reward
+        self.flops = 0.0
+        self.cost = self._cost()
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is evaluated and kept."""
+        return self.network if self.average is None else self.average.module
+
+    @property
+    def finished(self) -> bool:
+        """Whether the reward has saturated."""
+        return saturated(self.history, self.config.saturation_window, self.config.saturation_gain)
+
+    @property
+    def parts(self) -> dict[str, Stateful | torch.Generator | None]:
+        """What training changes, by name."""
+        return {
+            "network": self.network,
+            "average": self.average,
+            "critic": self.critic,
+            "reward": self.reward,
+            "statistics": self.statistics,
+            "optimiser": self.optimiser,
+            "critic_optimiser": self.critic_optimiser,
+            "generator": self.generator,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that an exact continuation needs."""
+        return super().state_dict() | {"history": list(self.history), "flops": self.flops}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.history, self.flops = list(state["history"]), state["flops"]
+
+    def step(self) -> dict[str, float]:
+        """Runs one iteration: rollout, rewards, updates."""
+        started, config = time.perf_counter(), self.config
+        looks, looking = self.probe.looks, self.probe.seconds
+        self.sampler.use(self.network)
+        rollout = self._rollout(self._next_seeds())
+        sampled = time.perf_counter()
+        total, parts = self.reward.judge(rollout.images, rollout.context, rollout.group)
+        credit = self._credit(total, rollout)
+        judged = time.perf_counter()
+        told = self._update(rollout, total, credit)
+        if self.critic is not None and (self.iteration + 1) % config.wake_interval == 0:
+            told["woken"] = self.critic.wake(
+                rollout.features.flatten(0, 1), config.wake_threshold, self.generator
+            )
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        done = time.perf_counter()
+        self.iteration += 1
+        self.seconds += done - started
+        reward = processes.mean(total).item()
+        self.history.append(reward)
+        looks, looking = self.probe.looks - looks, self.probe.seconds - looking
+        rows = rollout.inside.numel() * (1 + (config.guidance_weight > 0))
+        flops = rows * self.cost.forward + looks * self.cost.look + told.pop("flops")
+        self.flops += sum_over_ranks(torch.tensor(flops, dtype=torch.float64)).item()
+        return {
+            "iteration": self.iteration,
+            "images": self.images,
+            "reward": reward,
+            **{f"reward/{name}": processes.mean(value).item() for name, value in parts.items()},
+            "scope/share": processes.mean(rollout.inside.double()).item(),
+            **mean_window(rollout.inside),
+            **told,
+            "flops": self.flops,
+            "seconds/sampling": sampled - started - looking,
+            "seconds/probing": looking,
+            "seconds/judging": judged - sampled,
+            "seconds/updating": done - judged,
+        }
+
+    def _next_seeds(self) -> list[int]:
+        """Returns the seeds of the images of this process's next groups; a group is the seeds of one quotient by G."""
+        size = self.config.group_size
+        first = -(-training_seed(self.config.seed, 0) // size) + self.images // size
+        self.images += self.config.num_groups * size
+        numbers = [(first + group) % (MAX_SEED // size) for group in processes.own(self.config.num_groups)]
+        return [number * size + image for number in numbers for image in range(size)]
+
+    def _rollout(self, seeds: Sequence[int]) -> Rollout:
+        """Samples images, as many at once as the environment holds."""
+        act, number = generator_policy(self.env), self.env.num_envs
+        parts = []
+        for first in range(0, len(seeds), number):
+            part = [seeds[(first + i) % len(seeds)] for i in range(number)]  # the last one starts anew
+            self.probe.begin()
+            with self._autocast():
+                episode = run_episode(self.env, self._acting(act), part)
+            last = unwrapped(self.env).state.latents
+            kept = slice(min(number, len(seeds) - first))
+            latents = torch.cat([episode.observations["latents"], last[None]])
+            rollout = Rollout(
+                latents[:, kept],
+                episode.extras["old"][:, kept],
+                episode.extras["inside"][:, kept],
+                episode.extras["features"][:, kept],
+                episode.images[kept],
+                episode.context[kept],
+                episode.group[kept],
+            )
+            parts.append(rollout)
+        if len(parts) == 1:
+            return parts[0]
+        per_decision = ("latents", "old", "inside", "features")
+        names = [field.name for field in dataclasses.fields(Rollout)]
+        return Rollout(
+            **{n: torch.cat([getattr(p, n) for p in parts], int(n in per_decision)) for n in names}
+        )
+
+    def _acting(self, act: Actor) -> Actor:
+        """Returns what draws the generator's own deviations, and keeps what the update needs beside them."""
+
+        def decide(observation: Observation) -> Decision:
+            action = act(observation)
+            assert isinstance(action, Tensor)
+            inside = self.probe(observation)
+            density = log_density(action, observation["std"][:, 0])
+            hidden = (
+                observation["features"].mean(1)
+                if self.critic is not None
+                else action.new_zeros(len(action), 0)
+            )
+            return Decision(action, {"old": density, "inside": inside, "features": hidden})
+
+        return decide
+
+    def _credit(self, reward: Tensor, rollout: Rollout) -> Tensor:
+        """Returns what each image is credited with, (N,)."""
+        if self.host.baseline == "context":
+            credit = self.statistics.standardise(reward, rollout.context)
+        elif self.host.baseline == "group":
+            credit = standardise_groups(reward, rollout.group)
+        else:
+            return reward
+        return credit.clamp(-self.config.advantage_clip, self.config.advantage_clip)
+
+    def _update(self, rollout: Rollout, reward: Tensor, credit: Tensor) -> dict[str, float]:
+        """Makes the gradient steps of an iteration; returns what is logged, and its floating point operations."""
+        config = self.config
+        advantage = credit.expand_as(rollout.old)  # (T, N)
+        expected = None
+        if self.critic is not None:
+            with torch.no_grad():
+                expected = self.critic(rollout.features)
+            advantage = advantage - expected
+        steps, images = self._units(rollout, reward)  # (M,), (M, k)
+        sums, count, rows, norm = (
+            torch.zeros(3, device=self.device, dtype=torch.float64),
+            0,
+            0,
+            torch.zeros(()),
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = value_at(config.learning_rate, self.iteration)
+        for _ in range(config.num_epochs):
+            for chosen in self._minibatches(images):
+                number = sum_over_ranks(torch.tensor(float(len(chosen)), dtype=torch.float64)).item()
+                if not number:
+                    continue
+                self.optimiser.zero_grad()
+                for units in chosen.split(max(1, config.chunk_size // images.shape[1])):
+                    terms = self._terms(rollout, advantage, steps[units], images[units])
+                    loss = self.host.loss(terms, config)
+                    (loss.sum() / number).backward()
+                    outside = ((terms.log_prob - terms.old).exp() - 1).abs() > config.clip
+                    kl = torch.zeros(()) if terms.kl is None else terms.kl.mean(1).sum()
+                    told = [loss.sum(), kl.to(loss), outside.double().mean(1).sum()]
+                    sums += torch.stack([each.double() for each in told]).detach()
+                    rows += images.shape[1] * len(units)
+                count += len(chosen)
+                processes.sum_gradients(self.parameters)
+                norm = nn.utils.clip_grad_norm_(self.parameters, config.max_gradient)
+                self.optimiser.step()
+                if self.critic is not None:
+                    assert expected is not None
+                    self._update_critic(rollout, credit, expected, steps[chosen], images[chosen, 0], number)
+        total = sum_over_ranks(torch.cat([sums, sums.new_tensor([float(count)])]))
+        loss, kl, outside = (total[:3] / total[3].clamp(min=1)).tolist()
+        guided = 1 + (config.guidance_weight > 0)
+        per_row = self.cost.update + (self.cost.forward if self.reference is not None else 0.0)
+        told = {
+            "loss": loss,
+            "clipped": outside,
+            "gradient_norm": norm.item(),
+            "flops": rows * guided * per_row,
+        }
+        return told | ({} if self.reference is None else {"kl": kl})
+
+    def _units(self, rollout: Rollout, reward: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the units in the scope: their decisions (M,) and images (M, k), the preferred one first."""
+        if not self.host.in_pairs:
+            steps, images = rollout.inside.nonzero(as_tuple=True)
+            return steps, images[:, None]
+        first, second = torch.arange(len(reward), device=self.device).view(-1, 2).T
+        better = reward[first] >= reward[second]
+        winner, loser = torch.where(better, first, second), torch.where(better, second, first)
+        both = rollout.inside[:, winner] & rollout.inside[:, loser] & (reward[winner] != reward[loser])
+        steps, pair = both.nonzero(as_tuple=True)
+        return steps, torch.stack([winner[pair], loser[pair]], 1)
+
+    def _minibatches(self, images: Tensor) -> Iterator[Tensor]:
+        """Yields the numbers of units, in parts of as many images or pairs each, in random order."""
+        width = 1 + self.host.in_pairs
+        total = self.config.num_groups * self.config.group_size // width
+        order = torch.randperm(total, generator=self.generator)  # the same in every process
+        own = processes.own(self.config.num_groups)
+        first = own.start * self.config.group_size // width
+        place = images.min(1).values // width + first  # of the image, or the pair, among all
+        part = torch.empty(total, dtype=torch.int64)
+        part[order] = torch.arange(total) * self.config.num_updates // total
+        of = part.to(place.device)[place]
+        for update in range(self.config.num_updates):
+            yield (of == update).nonzero()[:, 0]
+
+    def _terms(self, rollout: Rollout, advantage: Tensor, steps: Tensor, images: Tensor) -> Terms:
+        """Returns what the host is told of units: decisions (M,) of images (M, k)."""
+        step, image = steps[:, None].expand_as(images).flatten(), images.flatten()
+        latents, following = rollout.latents[step, image], rollout.latents[step + 1, image]
+        context, shape = rollout.context[image], images.shape
+        with self._autocast():
+            now = self.sampler.predicted(latents, step, context)
+        reference = kl = None
+        if self.reference is not None:
+            self.sampler.use(self.reference)
+            with torch.no_grad(), self._autocast():
+                before = self.sampler.predicted(latents, step, context)
+            self.sampler.use(self.network)
+            reference, kl = before.log_prob(following).view(shape), now.kl(before).view(shape)
+        return Terms(
+            now.log_prob(following).view(shape),
+            rollout.old[step, image].view(shape),
+            reference,
+            kl,
+            advantage[step, image].view(shape),
+        )
+
+    def _update_critic(
+        self, rollout: Rollout, credit: Tensor, expected: Tensor, steps: Tensor, images: Tensor, number: float
+    ) -> None:
+        """Moves the critic's values towards the credit of the images, no further than its clip (TDPO)."""
+        assert self.critic is not None
+        assert self.critic_optimiser is not None
+        self.critic_optimiser.zero_grad()
+        value, before, goal = (
+            self.critic(rollout.features[steps, images]),
+            expected[steps, images],
+            credit[images],
+        )
+        clipped = before + (value - before).clamp(-self.config.critic_clip, self.config.critic_clip)
+        error = torch.maximum((value - goal).square(), (clipped - goal).square())
+        (error.sum() / 2 / number).backward()
+        processes.sum_gradients(self.critic.parameters())
+        nn.utils.clip_grad_norm_(self.critic.parameters(), self.config.max_gradient)
+        self.critic_optimiser.step()
+
+    def _cost(self) -> Cost:
+        """Counts operations, on one image of noise."""
+        zeros = torch.zeros(1, dtype=torch.int64, device=self.device)
+        latents = torch.zeros(1, *self.sampler.shape, device=self.device)
+        self.sampler.use(self.network)
+        rows = 1 + (self.config.guidance_weight > 0)
+
+        def update() -> None:
+            self.sampler.predicted(latents, zeros, zeros).log_prob(latents).sum().backward()
+
+        def look() -> None:
+            self.reward(self.sampler.decoder(latents).float(), zeros)
+
+        with torch.no_grad():
+            forward = flops(lambda: self.sampler.predicted(latents, zeros, zeros))
+            looked = flops(look) if self.probe.scope.needs_curves else 0.0
+        cost = Cost(forward / rows, flops(update) / rows, looked)
+        self.optimiser.zero_grad()
+        return cost
+
+    def _autocast(self) -> torch.autocast:
+        kind = PRECISIONS[self.config.precision]
+        return torch.autocast(self.device.type, kind, enabled=kind != torch.float32)
+
+
+def flops(function: Callable[[], object]) -> float:
+    """Returns the floating point operations of a call, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return float(counter.get_total_flops())
+
+
+def mean_window(inside: Tensor) -> dict[str, float]:
+    """Returns the mean first decision that counts and the mean first one behind the last, of the images with some."""
+    steps = torch.arange(len(inside), device=inside.device)[:, None]
+    some = inside.any(0)
+    start = torch.where(inside, steps, len(inside)).amin(0)[some]
+    end = torch.where(inside, steps + 1, 0).amax(0)[some]
+    means = {"scope/start": processes.mean(start).item(), "scope/end": processes.mean(end).item()}
+    return {name: value for name, value in means.items() if not math.isnan(value)}
+
+
+def saturated(history: Sequence[float], window: int, gain: float) -> bool:
+    """Returns whether a reward has stopped rising: see `Config.saturation_window`.
+
+    Args:
+        history: the mean reward of each iteration.
+        window: iterations that are compared with as many before; 0 for never.
+        gain: least gain, as a share of that since the first `window` iterations.
+    """
+    if not window or len(history) < 3 * window:
+        return False
+    first, before, now = (
+        statistics.fmean(part)
+        for part in (history[:window], history[-2 * window : -window], history[-window:])
+    )
+    return now - before < gain * abs(now - first)
+
+
+def make_env(config: Config) -> gym.vector.VectorEnv:
+    """Returns the environment that a run samples from: whole groups of images of one context, about a chunk at once."""
+    own, size = len(processes.own(config.num_groups)), config.group_size
+    groups = min(own, max(1, config.chunk_size // size))
+    observe = ["latents", "std", "denoised", "context"]
+    if HOSTS[config.host].has_critic:
+        observe.append("features")
+    env = training_env(config, groups * size, contexts=f"grouped:{size}", observe=observe)
+    sampler_of(env)
+    return env
+
+
+def sampler_of(env: gym.vector.VectorEnv) -> DenoisingSampler:
+    """Returns the sampler of an environment whose actions are deviations of latents.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    sampler = unwrapped(env).sampler
+    if not isinstance(sampler, DenoisingSampler):
+        raise ValueError(
+            f"env_id must be {DENOISING!r} or an id with its sampler, got one of {type(sampler).__name__}"
+        )
+    return sampler
+
+
+def make_reward(spec: str, config: Config, device: str) -> Mixture:
+    """Returns a reward of a run; ValueError for none."""
+    made = rewards.make_reward(runs.reward_spec(spec), config.backbone, device)
+    if made is None:
+        raise ValueError(f"reward and semantic must name rewards, got {spec!r}")
+    return made
+
+
+def check_single(reward: Mixture, field: str) -> None:
+    """Raises a ValueError for a reward that cannot look at a few unfinished images."""
+    for name, component in reward.rewards.items():
+        if isinstance(component, StatefulReward) or getattr(component, "min_images", 1) > 1:
+            raise ValueError(
+                f"{field} must judge each image for itself with an adaptive scope, which looks at a few before they "
+                f"are finished, got {name!r}; use scope='full' or 'fixed:START:END'"
+            )
+
+
+def train(config: Config, out: Path, resume: bool = False) -> results.RunResult | None:
+    """Tunes a diffusion model, and writes the run directory.
+
+    Args:
+        config: the run.
+        out: its directory; must not hold a run already, unless it is resumed.
+        resume: continue from the directory's checkpoint, exactly as if it had never stopped.
+    """
+    if processes.is_first() and not resume:
+        runs.check_free(out)
+    trainer = Trainer(config)
+    evaluator = Evaluator(config.env_id, config.env_kwargs, config.eval_images)
+    evaluate = functools.partial(evaluator.repetition, seed=config.seed, intervals=True)
+    actor = generator_policy(evaluator.env)
+    with runs.open_run(config, out, trainer, resume) as run:
+        before = run.evaluated_once(lambda: evaluate(actor, what="what there was before"))
+        sampler_of(evaluator.env).use(trainer.kept)
+        learned = learn(
+            trainer,
+            run,
+            lambda: evaluate(actor, what="what there is"),
+            config.num_iterations,
+            config.eval_interval,
+            config.checkpoint_interval,
+        )
+        processes.stop()
+        if before is None or learned is None:
+            return None
+        write_generator(trainer.kept, trainer.part, config.backbone, out / GENERATOR)
+        return results.finish(
+            run,
+            evaluator.env,
+            trainer.reward,
+            before,
+            learned,
+            floor=evaluator.judge.floor(),
+            images=trainer.images,
+            seconds=trainer.seconds,
+            names=("base", "tuned"),
+        )
+
+
+if __name__ == "__main__":
+    main(Config, PRESETS, train)

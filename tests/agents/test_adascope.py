@@ -1,0 +1,373 @@
+"""AdaScope: densities against the sampling, every host against its plain algorithm, scopes, and exact runs."""
+
+import dataclasses
+import json
+import math
+
+import gymnasium as gym
+import pytest
+import torch
+
+from agents import adascope
+from agents.adascope import Config, Trainer, mean_window, sampler_of, saturated, train
+from agents.hosts import HOSTS
+from agents.runs import read_config
+from genenv.rollout import generator_policy, run_episode
+from genenv.scopes import Detector
+from genenv.tiers import load_part
+from genenv.vector_env import unwrapped
+
+SMALL = Config(
+    num_groups=3,
+    group_size=4,
+    chunk_size=12,
+    num_steps=4,
+    num_iterations=3,
+    num_updates=1,
+    scope="full",
+    reward='{"classifier": 1.0}',
+    semantic="classifier",
+    learning_rate=((0, 1e-3),),
+    eval_interval=2,
+    eval_images=70,
+    checkpoint_interval=1,
+)
+every_host = pytest.mark.parametrize("host", HOSTS)
+
+
+def change(config=SMALL, **fields):
+    return dataclasses.replace(config, **fields)
+
+
+def weights(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.parameters])
+
+
+@pytest.mark.parametrize(("network", "transition"), [("dit", "ddim"), ("sit", "ddim"), ("sit", "flow-sde")])
+@pytest.mark.parametrize("weight", [0.0, 1.5])
+def test_recomputed_densities_are_those_of_the_sampling(network, transition, weight):
+    config = change(network=network, transition=transition, guidance_weight=weight, num_steps=10)
+    trainer = Trainer(config)
+    rollout = trainer._rollout(trainer._next_seeds())
+    step, image = rollout.inside.nonzero(as_tuple=True)
+    assert len(step) == 10 * 12
+    found = trainer.sampler.predicted(rollout.latents[step, image], step, rollout.context[image])
+    densities = found.log_prob(rollout.latents[step + 1, image])
+    torch.testing.assert_close(densities, rollout.old[step, image], atol=1e-5, rtol=0)
+
+
+def test_a_rollout_is_the_generators_own():
+    trainer = Trainer(SMALL)
+    seeds = trainer._next_seeds()
+    rollout = trainer._rollout(seeds)
+    env = adascope.make_env(SMALL)
+    episode = run_episode(env, generator_policy(env), seeds)
+    assert torch.equal(rollout.images, episode.images)
+    assert torch.equal(rollout.latents[:-1], episode.observations["latents"])
+    assert torch.equal(sampler_of(env).decoder(rollout.latents[-1]), episode.images)
+
+
+def plain_step(config, host):
+    """Returns the weights after one gradient step of the plain algorithm, decision by decision."""
+    trainer = Trainer(change(config, scope="full"))
+    rollout = trainer._rollout(trainer._next_seeds())
+    inside = (
+        Trainer(config)._rollout(trainer._next_seeds()).inside if config.scope != "full" else rollout.inside
+    )
+    reward = trainer.reward(rollout.images, rollout.context)
+    if host in ("ddpo", "ddpo-sf", "dpok", "tdpo"):  # no context has enough rewards yet
+        advantage = (reward - reward.mean()) / (reward.std(correction=0) + 1e-8)
+    else:
+        groups = reward.view(3, 4)
+        advantage = (
+            (groups - groups.mean(1, True)) / (groups.std(1, correction=0, keepdim=True) + 1e-4)
+        ).flatten()
+    network, before = trainer.network, load_part("dit", "digits")
+    sampler, losses = trainer.sampler, []
+
+    def density(i, k, net):
+        sampler.use(net)
+        row = slice(i, i + 1)
+        found = sampler.predicted(rollout.latents[k, row], torch.tensor([k]), rollout.context[row])
+        distance = rollout.latents[k + 1, row] - found.mean
+        log_prob = (
+            -(distance / found.std).square().mean() / 2 - found.std.log()[0] - math.log(2 * math.pi) / 2
+        )
+        return log_prob, found
+
+    for k in range(config.num_steps):
+        pairs = [(2 * p, 2 * p + 1) for p in range(6)] if host == "d3po" else [(i,) for i in range(12)]
+        for unit in pairs:
+            if not all(inside[k, i] for i in unit):
+                continue
+            if host == "d3po":
+                winner, loser = sorted(unit, key=lambda i: -reward[i])
+                if reward[winner] == reward[loser]:
+                    continue
+                gaps = [
+                    density(i, k, network)[0] - density(i, k, before)[0].detach() for i in (winner, loser)
+                ]
+                losses.append(-torch.nn.functional.logsigmoid(config.beta * (gaps[0] - gaps[1])))
+                continue
+            (i,) = unit
+            now, found = density(i, k, network)
+            if host == "ddpo-sf":
+                losses.append(-advantage[i] * now)
+                continue
+            losses.append(-(now - now.detach()).exp() * advantage[i])
+            if host in ("dpok", "flow-grpo"):
+                other = density(i, k, before)[1]
+                kl = ((found.mean - other.mean.detach()) / found.std).square().mean() / 2
+                losses[-1] = losses[-1] + config.kl_weight * kl
+    torch.stack(losses).mean().backward()
+    torch.nn.utils.clip_grad_norm_(trainer.parameters, config.max_gradient)
+    optimiser = torch.optim.AdamW(trainer.parameters, lr=1e-3, weight_decay=config.weight_decay)
+    optimiser.step()
+    return weights(trainer)
+
+
+@every_host
+def test_with_the_full_scope_a_host_is_the_plain_algorithm(host):
+    config = change(host=host, num_steps=2)
+    trainer = Trainer(config)
+    trainer.step()
+    # Adam divides gradients by their size: of those that are nearly 0 the sign is rounding
+    torch.testing.assert_close(weights(trainer), plain_step(config, host), atol=2e-4, rtol=0)
+    moved = weights(trainer) - weights(Trainer(config))
+    expected = plain_step(config, host) - weights(Trainer(config))
+    assert torch.nn.functional.cosine_similarity(moved, expected, dim=0) > 0.999
+
+
+@every_host
+def test_with_an_empty_scope_nothing_changes(host):
+    trainer = Trainer(change(host=host, scope="fixed:2:2", num_updates=2))
+    before = weights(trainer)
+    record = trainer.step()
+    assert torch.equal(weights(trainer), before)
+    assert record["scope/share"] == 0
+    assert record["loss"] == 0
+    assert all(math.isfinite(value) for value in record.values())
+
+
+@every_host
+def test_decisions_outside_the_scope_have_no_say(host, monkeypatch):
+    config = change(host=host, scope="fixed:1:3")
+    trainers = [Trainer(config) for _ in range(2)]
+    spoiled = trainers[1]._rollout
+
+    def rollout(seeds):
+        found = spoiled(seeds)
+        latents = found.latents.clone()
+        latents[0] += 100  # before the first decision, which does not count
+        return dataclasses.replace(found, latents=latents)
+
+    monkeypatch.setattr(trainers[1], "_rollout", rollout)
+    for trainer in trainers:
+        trainer.step()
+    assert torch.equal(weights(trainers[0]), weights(trainers[1]))
+    assert not torch.equal(weights(trainers[0]), weights(Trainer(config)))
+
+
+@every_host
+def test_the_size_of_a_chunk_changes_no_number(host):
+    config = change(host=host, num_updates=2, num_steps=3)
+    found = []
+    for chunk_size in (12, 5, 4):
+        trainer = Trainer(change(config, chunk_size=chunk_size))
+        record = trainer.step()
+        found.append((record["reward"], record["loss"], weights(trainer)))
+    for other in found[1:]:
+        assert other[:2] == pytest.approx(found[0][:2], abs=1e-5)
+        torch.testing.assert_close(
+            other[2], found[0][2], atol=1e-3, rtol=0
+        )  # one step of Adam, where nothing is felt
+
+
+def test_the_frozen_policy_is_frozen():
+    trainer = Trainer(change(host="dpok", kl_weight=5.0))
+    before = {name: value.clone() for name, value in trainer.reference.state_dict().items()}
+    records = [trainer.step() for _ in range(2)]
+    assert records[0]["kl"] == 0
+    assert records[1]["kl"] > 0
+    for name, value in trainer.reference.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("num_probes", [1, 3, None])
+def test_a_few_images_give_a_group_its_window(num_probes):
+    detector = Detector(start_threshold=0.3, end_threshold=0.3, latest_start=0.5, latest_end=1.0)
+    config = change(
+        scope="adaptive", num_steps=12, num_probes=num_probes, num_groups=5, chunk_size=20, detector=detector
+    )
+    trainer = Trainer(config)
+    rollout = trainer._rollout(trainer._next_seeds())
+    groups = rollout.inside.view(12, 5, 4)
+    shared = bool((groups == groups[..., :1]).all())
+    assert shared == (num_probes is not None)
+    assert trainer.probe.looks <= 12 * 5 * (num_probes or 4)
+    assert trainer.probe.looks % (5 * (num_probes or 4)) == 0
+    share = rollout.inside.double().mean()
+    assert 0 < share < 1
+
+
+def test_the_windows_are_those_of_the_curves():
+    config = change(scope="adaptive", num_steps=12, num_probes=2)
+    trainer = Trainer(config)
+    seeds = trainer._next_seeds()
+    rollout = trainer._rollout(seeds)
+    env = adascope.make_env(config)
+    episode = run_episode(env, generator_policy(env), seeds)
+    images = sampler_of(env).decoder(episode.observations["denoised"].flatten(0, 1))
+    context = episode.context.repeat(12)
+    curve = trainer.reward(images, context).view(12, 3, 4)[..., :2].mean(-1)
+    window = config.detector.window(curve, curve, 12)
+    for k in range(12):
+        assert torch.equal(rollout.inside[k].view(3, 4)[:, 0], window.contains(k))
+
+
+def test_nobody_looks_any_more_once_every_window_is_behind():
+    early = Detector(latest_start=0.0, latest_end=0.25, shortest=0.0)
+    trainer = Trainer(change(scope="adaptive", num_steps=12, detector=early))
+    rollout = trainer._rollout(trainer._next_seeds())
+    assert not rollout.inside[4:].any()
+    assert trainer.probe.looks < 12 * 3 * 2
+
+
+def test_a_decision_counts_where_the_scope_says():
+    trainer = Trainer(change(scope="random:2", num_steps=7))
+    rollout = trainer._rollout(trainer._next_seeds())
+    assert rollout.inside.sum(0).tolist() == [2] * 12
+    assert mean_window(Trainer(SMALL)._rollout(list(range(12))).inside) == {
+        "scope/start": 0.0,
+        "scope/end": 4.0,
+    }
+
+
+def test_the_critic_learns_and_is_subtracted():
+    trainer = Trainer(change(host="tdpo", num_updates=2, wake_interval=1, critic_rate=1e-2))
+    first = trainer.step()
+    assert trainer.critic.output.weight.any()
+    assert "woken" in first
+    rollout = trainer._rollout(trainer._next_seeds())
+    assert rollout.features.shape == (4, 12, 96)
+    assert trainer.critic(rollout.features).std() > 0
+
+
+@pytest.mark.parametrize("saved", [1, 2])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"host": "ddpo", "scope": "adaptive", "num_updates": 2, "average_decay": 0.5},
+        {"host": "tdpo", "num_updates": 3, "wake_interval": 2},
+        {"host": "flow-grpo", "network": "sit", "lora_rank": 2},
+    ],
+)
+def test_a_run_continues_exactly(tmp_path, fields, saved):
+    config = change(**fields)
+    whole, parts = Trainer(config), Trainer(config)
+    records = [whole.step() for _ in range(3)]
+    for _ in range(saved):
+        parts.step()
+    again = Trainer(config)
+    again.load_state_dict(parts.state_dict())
+    continued = [again.step() for _ in range(3 - saved)]
+    for record, other in zip(records[saved:], continued, strict=True):
+        names = [name for name in record if not name.startswith("seconds/")]
+        assert {n: record[n] for n in names} == {n: other[n] for n in names}
+    assert torch.equal(weights(whole), weights(again))
+
+
+def test_a_run_leaves_a_generator_that_is_a_backbone(tmp_path):
+    config = change(host="ddpo", lora_rank=2, num_iterations=2, average_decay=0.5)
+    result = train(config, tmp_path / "run")
+    assert result.names == ("base", "tuned")
+    backbone = str(tmp_path / "run" / "generator")
+    kwargs = {"num_envs": 3, "reward": "none", "num_steps": 4, "autoreset_mode": "Disabled"}
+    tuned, base = (gym.make_vec("AdaScope/Denoising-v0", backbone=b, **kwargs) for b in (backbone, "digits"))
+    images = [run_episode(env, generator_policy(env), seed=3).images for env in (tuned, base)]
+    assert not torch.equal(*images)
+    assert gym.make_vec("AdaGen/DiT-v0", backbone=backbone, num_envs=2).reset(seed=0)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [row["name"] for row in summary["rows"]] == ["base", "tuned"]
+    assert read_config(Config, tmp_path / "run") == config
+    assert (tmp_path / "run" / "curves.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("history", "window", "expected"),
+    [
+        ([0, 1, 2, 3, 4, 5], 0, False),
+        ([0, 1, 2, 3, 4, 5], 2, False),
+        ([0, 0, 5, 5, 5, 5], 2, True),
+        ([0, 0, 5, 5], 2, False),  # too short to tell
+        ([0, 0, 5, 5, 5.3, 5.3], 2, False),
+        ([0, 0, 5, 5, 5.05, 5.05], 2, True),
+        ([0, 0, 5, 5, 4, 4], 2, True),
+    ],
+)
+def test_a_reward_that_rises_no_more_is_saturated(history, window, expected):
+    assert saturated(history, window, 0.02) is expected
+
+
+def test_a_run_ends_where_its_reward_saturates(tmp_path, monkeypatch):
+    monkeypatch.setattr(adascope, "saturated", lambda history, window, gain: len(history) >= 2)
+    train(change(num_iterations=50), tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]
+
+
+def test_operations_follow_the_scope():
+    full, part = (Trainer(change(scope=scope)).step()["flops"] for scope in ("full", "fixed:0:1"))
+    trainer = Trainer(SMALL)
+    rows = 4 * 12
+    assert full == pytest.approx(rows * (trainer.cost.forward + trainer.cost.update))
+    assert part == pytest.approx(rows * trainer.cost.forward + 12 * trainer.cost.update)
+    assert 2.5 < trainer.cost.update / trainer.cost.forward < 3.2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"host": "ppo"}, "host must be one of ddpo, .*, got 'ppo'"),
+        ({"scope": "half"}, "scope must be 'full', .*, got 'half'"),
+        ({"scope": "fixed:2:5"}, "within the horizon of 4 decisions, got end 5"),
+        ({"precision": "float16"}, "precision must be one of"),
+        ({"num_probes": 5}, "num_probes must be at most group_size, 4, or None, got 5"),
+        ({"host": "d3po", "group_size": 3, "num_probes": 1}, "group_size must be even with host 'd3po'"),
+        ({"host": "flow-grpo", "group_size": 1, "num_probes": 1}, "group_size must be at least 2"),
+        ({"num_updates": 13}, "num_updates must be at most 12, got 13"),
+        ({"learning_rate": ((0, 0.0),)}, "learning_rate"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        change(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"reward": "none"}, "reward and semantic must name rewards, got 'none'"),
+        (
+            {"reward": "loo_fid", "scope": "adaptive"},
+            "reward must judge each image for itself .* got 'loo_fid'",
+        ),
+        ({"semantic": "fid", "scope": "adaptive"}, "semantic must judge each image for itself .* got 'fid'"),
+        ({"network": "unet"}, "network must be one of dit, sit, got 'unet'"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_it_starts(fields, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(change(**fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_that_compares_images_is_taken_with_a_fixed_scope():
+    record = Trainer(change(reward='{"loo_fid": 1.0}', scope="fixed:1:2")).step()
+    assert record["scope/share"] == 0.25
+
+
+def test_another_environment_is_refused():
+    with pytest.raises(ValueError, match=r"an id with its sampler, got one of MaskGITSampler"):
+        sampler_of(gym.make_vec("AdaGen/MaskGIT-v0", num_envs=2))
+    assert unwrapped(adascope.make_env(SMALL)).num_envs == 12
