@@ -19,7 +19,17 @@ from genenv.checkpoints import (
     read_json,
     read_state_dict,
 )
-from genenv.models.clip import CLIP, Tokenizer, from_open_clip, from_transformers
+from genenv.models.clip import (
+    CLIP,
+    IMAGE_TOWER,
+    TEXT_TOWER,
+    Tokenizer,
+    are_positions,
+    from_open_clip,
+    from_transformers,
+    known_entries,
+    number_positions,
+)
 from genenv.protocols import Context
 from genenv.releases import CLIP_PROCESSOR, CLIP_WEIGHTS, DOWNLOADS
 from genenv.tiers import checked_folder, tier_of
@@ -138,49 +148,20 @@ def load_clip(
             f"{folder} is not a readable CLIP of transformers: {type(error).__name__} {reason}"
         ) from None
     path = folder / CLIP_WEIGHTS[1]
-    weights = {name: value for name, value in read_state_dict(path).items() if not _are_positions(name)}
+    weights = {name: value for name, value in read_state_dict(path).items() if not are_positions(name)}
     load_state(network, weights, path)
-    for name, value in list(network.named_buffers()):
-        if _are_positions(name):  # in no file, or in old ones
-            owner = network.get_submodule(name.rpartition(".")[0])
-            owner.position_ids = torch.arange(value.shape[-1]).expand(value.shape)
+    number_positions(network)
     return _frozen(from_transformers(network, tokenizer, mean, std), dtype)
-
-
-def _are_positions(name: str) -> bool:
-    return name.endswith(".position_ids")
-
-
-TOWER = (
-    "attention_dropout",
-    "hidden_act",
-    "hidden_size",
-    "intermediate_size",
-    "layer_norm_eps",
-    "num_attention_heads",
-    "num_hidden_layers",
-)
-TEXT_TOWER = (*TOWER, "bos_token_id", "eos_token_id", "max_position_embeddings", "pad_token_id", "vocab_size")
-IMAGE_TOWER = (*TOWER, "image_size", "num_channels", "patch_size")
-"""What a CLIP's config.json may say of its towers; transformers would act on more, such as kernels to download."""
 
 
 def _clip_config(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments of a CLIPConfig that a config.json gives; what else it says is left out."""
-
-    def known(names: Sequence[str], *sources: Any) -> dict[str, Any]:
-        found = {key: value for source in sources for key, value in (source or {}).items() if key in names}
-        for key, value in found.items():
-            if not isinstance(value, str if key == "hidden_act" else int | float):
-                raise ValueError(
-                    f"{key} must be a {'name' if key == 'hidden_act' else 'number'}, got {value!r}"
-                )
-        return found
-
     towers = {"text": TEXT_TOWER, "vision": IMAGE_TOWER}
-    return known(("projection_dim", "logit_scale_init_value"), config) | {
+    return known_entries(("projection_dim", "logit_scale_init_value"), config) | {
         # Old files repeat what differs from the defaults.
-        f"{tower}_config": known(names, config.get(f"{tower}_config"), config.get(f"{tower}_config_dict"))
+        f"{tower}_config": known_entries(
+            names, config.get(f"{tower}_config"), config.get(f"{tower}_config_dict")
+        )
         for tower, names in towers.items()
     }
 
