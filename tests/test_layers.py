@@ -27,7 +27,7 @@ LEVELS = [
     },
     {"protocols", "checkpoints", "states"},
     {"tiers"},
-    {"actions", "conditions", "contexts", "metrics", "viz", "prompts", "export"},
+    {"actions", "conditions", "contexts", "metrics", "viz", "prompts", "export", "pipelines"},
     {"rewards", "envs", "vector_env"},
     {"tiers.digits", "tiers.imagenet", "tiers.gaussian_mixture", "tiers.diffusers"},
     {"single_env", "wrappers"},
@@ -57,6 +57,7 @@ FREE_OF_GYMNASIUM = {
     "rewards",
     "metrics",
     "json_text",
+    "pipelines",
 }
 FILES = [path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -21,6 +21,11 @@ def is_count(value: Any) -> bool:
     return type(value) is int and 1 <= value <= LARGEST_COUNT
 
 
+def is_number(value: Any) -> bool:
+    """Returns whether a value of a configuration is a number, whole or not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_entries(config: dict[str, Any], path: Path, *rules: tuple[str, str, bool]) -> None:
     """Checks entries of a configuration.
 
