@@ -75,6 +75,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sigma_max": NUMBER,
     "sigma_min": NUMBER,
     "network": (_is_a(str, NoneType), "a name, such as 'sit', or None for the backbone's own"),
+    "prompts": (_are_names, "a list of texts, such as ['a photo of a cat'], or None for labels"),
     "budget": (_is_a(str), "'projection' or 'multiplier'"),
     "derivative": (_is_a(str), "'jvp' or 'finite-difference'"),
     "dtype": (_is_a(str), "a name, such as 'float32'"),

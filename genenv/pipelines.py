@@ -75,12 +75,14 @@ class Layout:
         latent_shape: (C, h, w).
         image_shape: (C', H, W).
         labels: what each label shows; none where there are prompts.
+        named: whether that is said, rather than the labels' numbers.
     """
 
     part: str
     latent_shape: tuple[int, int, int]
     image_shape: tuple[int, int, int]
     labels: tuple[str, ...]
+    named: bool
 
 
 def read_layout(folder: Path) -> Layout | None:
@@ -110,6 +112,7 @@ def _layout(folder: Path, part: str, names: Any) -> Layout:
         (channels, height, width),
         (vae["out_channels"], height * factor, width * factor),
         () if part == "unet" else _labels(names, config["num_embeds_ada_norm"], folder / INDEX),
+        names is not None,
     )
 
 

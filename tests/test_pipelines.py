@@ -4,13 +4,16 @@ import re
 import shutil
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from genenv.conditions import Embeddings, Labels, both
 from genenv.pipelines import load_pipeline
+from genenv.rewards import available
 from genenv.solvers import Evaluation, VPTable, euler, per_image
+from genenv.tiers import tier_of, write_manifest
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -376,3 +379,35 @@ def test_the_older_name_of_the_transformer_is_known(copy_of):
     change(folder / "transformer" / "config.json", _class_name="Transformer2DModel", num_vector_embeds=None)
     found = load_pipeline(str(folder)).network.state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_pipeline_has_a_tier(folders, copy_of):
+    tier = tier_of(str(folders / "prompts"))
+    assert (tier.name, tier.image_shape, tuple(tier.class_names)) == ("stable-diffusion", (3, 16, 16), ())
+    assert available(str(folders / "prompts")) == ["clip", "hpsv2", "hpsv2.0", "pickscore"]
+    assert tier.prompts() == ()
+    for what in ("judges", "real_images", "discriminator"):
+        with pytest.raises(ValueError, match="tier 'stable-diffusion' has no"):
+            tier.need(what)
+    folder = copy_of("labels")
+    tier = tier_of(str(folder))
+    assert (tier.name, tier.image_shape) == ("dit", (3, 16, 16))
+    assert tier.prompts()[17] == "a photo of a class 17"
+    change(folder / "model_index.json", id2label=None)
+    assert list(tier_of(str(folder)).class_names) == [str(label) for label in range(1000)]
+    assert available(str(folder)) == []
+
+
+def test_a_pipeline_that_is_damaged_has_no_tier(copy_of):
+    folder = copy_of("prompts")
+    (folder / "vae" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"vae/config\.json is missing; a pipeline's save_pretrained"):
+        tier_of(str(folder))
+    write_manifest(folder)  # a folder of our own may hold anything else
+    assert tier_of(str(folder)).name == "digits"
+
+
+def test_an_environment_of_other_networks_refuses_a_pipeline(folders):
+    for env_id in ("ART/Clock-v0", "AdaGen/DiT-v0"):
+        with pytest.raises(ValueError, match=re.escape(repr(str(folders / "prompts")))):
+            gym.make_vec(env_id, backbone=str(folders / "prompts"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +315,15 @@ def load_released_clip(weights: str, processor: str | None = None) -> CLIP:
     encoder = load_clip(folder, other)
     record()
     return encoder
+
+
+RELEASED_SCORERS: dict[str, Callable[[str], CLIP]] = {
+    "clip": lambda backbone: load_released_clip("clip-vit-large-patch14"),
+    "hpsv2": lambda backbone: load_hpsv2("2.1"),
+    "hpsv2.0": lambda backbone: load_hpsv2("2.0"),
+    "pickscore": lambda backbone: load_released_clip("PickScore_v1", "CLIP-ViT-H-14-laion2B-s32B-b79K"),
+}
+"""Reward -> its released network, whatever the backbone."""
 
 
 def _released_folder(name: str, files: Sequence[str]) -> Path:
