@@ -176,7 +176,8 @@ def vector(
         render_mode: None, "rgb_array" or "human".
         compile: run the network through torch.compile.
         options: of the paradigm: the settings of its hand-crafted schedule, such as `guidance_weight`, the
-            `solver` and `grid` of DiT and SiT, the `top_k_rule` of VAR.
+            `solver` and `grid` of DiT and SiT, the `top_k_rule` of VAR. `prompts` are the names of its contexts, and
+            what rewards compare images with.
 
     Raises:
         UnknownArgumentError: if a keyword argument is unknown.
@@ -187,6 +188,7 @@ def vector(
     if num_steps is not None and num_steps > MAX_STEPS:
         raise ValueError(f"num_steps must be at most {MAX_STEPS:,}, got {num_steps}")
     place = torch_device(device)
+    prompts = options.get("prompts")
     generator = _sampler_factory(sampler)[0](
         backbone=backbone,
         num_steps=num_steps,
@@ -198,7 +200,7 @@ def vector(
     )
     env: VectorEnv = GenVectorEnv(
         generator,
-        Contexts(context_names(backbone, generator.num_contexts), contexts),
+        Contexts(prompts or context_names(backbone, generator.num_contexts), contexts),
         num_envs,
         observe=observe,
         action_mode=action_mode,
@@ -209,7 +211,7 @@ def vector(
         frame=draw_frame,
         show=show_frames,
     )
-    judge = make_reward(reward, backbone, str(place))
+    judge = make_reward(reward, backbone, str(place), prompts=prompts)
     if judge is not None:
         env = TerminalReward(env, judge)
     if smoothing:

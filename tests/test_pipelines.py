@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from genenv.conditions import Embeddings, Labels, both
 from genenv.pipelines import load_pipeline
-from genenv.rewards import available
+from genenv.rewards import available, make_reward
 from genenv.solvers import Evaluation, VPTable, euler, per_image
 from genenv.tiers import tier_of, write_manifest
 
@@ -411,3 +411,10 @@ def test_an_environment_of_other_networks_refuses_a_pipeline(folders):
     for env_id in ("ART/Clock-v0", "AdaGen/DiT-v0"):
         with pytest.raises(ValueError, match=re.escape(repr(str(folders / "prompts")))):
             gym.make_vec(env_id, backbone=str(folders / "prompts"))
+
+
+def test_a_scorer_without_prompts_says_how_to_give_them(folders):
+    with pytest.raises(
+        ValueError, match=r"reward 'clip' needs texts, .*: give the environment prompts=\[\.\.\.\]"
+    ):
+        make_reward("clip", str(folders / "prompts"), "cpu")

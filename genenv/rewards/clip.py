@@ -61,30 +61,30 @@ class PromptScore:
         return self.scale * self.encoder.cosines(images, self.texts[context])
 
 
-def make_clip(backbone: str, device: str) -> PromptScore:
+def make_clip(backbone: str, device: str, prompts: Sequence[str] | None = None) -> PromptScore:
     """Returns the CLIP score: OpenAI's ViT-L/14 for ImageNet, the digits' own CLIP for digits."""
-    return _prompt_score("clip", backbone, device)
+    return _prompt_score("clip", backbone, device, prompts)
 
 
-def make_hpsv2(backbone: str, device: str) -> PromptScore:
+def make_hpsv2(backbone: str, device: str, prompts: Sequence[str] | None = None) -> PromptScore:
     """Returns the human preference score v2.1 (Wu et al. 2023), or the digits' own preference scorer."""
-    return _prompt_score("hpsv2", backbone, device)
+    return _prompt_score("hpsv2", backbone, device, prompts)
 
 
-def make_hpsv2_0(backbone: str, device: str) -> PromptScore:
+def make_hpsv2_0(backbone: str, device: str, prompts: Sequence[str] | None = None) -> PromptScore:
     """Returns the human preference score v2.0, the older weights of HPSv2 on another scale."""
-    return _prompt_score("hpsv2.0", backbone, device)
+    return _prompt_score("hpsv2.0", backbone, device, prompts)
 
 
-def make_pickscore(backbone: str, device: str) -> PromptScore:
+def make_pickscore(backbone: str, device: str, prompts: Sequence[str] | None = None) -> PromptScore:
     """Returns PickScore (Kirstain et al. 2023), by its authors' definition the cosine times the logit scale."""
-    score = _prompt_score("pickscore", backbone, device)
+    score = _prompt_score("pickscore", backbone, device, prompts)
     score.scale = score.encoder.logit_scale
     return score
 
 
-def _prompt_score(name: str, backbone: str, device: str) -> PromptScore:
-    """Returns the cosine with the prompts of a backbone's tier, by the tier's scorer of that name."""
+def _prompt_score(name: str, backbone: str, device: str, prompts: Sequence[str] | None) -> PromptScore:
+    """Returns the cosine with the prompts, by default those of a backbone's tier, by the tier's scorer of that name."""
     tier = tier_of(backbone)
     scorers = tier.need("scorers")
     if name not in scorers:
@@ -92,7 +92,11 @@ def _prompt_score(name: str, backbone: str, device: str) -> PromptScore:
             f"reward {name!r} has no network for {tier.name}, which backbone {backbone!r} makes; "
             f"use {' or '.join(map(repr, scorers))}"
         )
-    texts = tier.prompts()
+    texts = tier.prompts() if prompts is None else prompts
+    if not texts:
+        raise ValueError(
+            f"reward {name!r} needs texts, and the tier {tier.name!r} has none: give the environment prompts=[...]"
+        )
     return PromptScore(name, scorers[name](backbone).to(device), texts)
 
 
