@@ -77,6 +77,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "network": (_is_a(str, NoneType), "a name, such as 'sit', or None for the backbone's own"),
     "transition": (_is_a(str, NoneType), "a name, such as 'ddim', or None for the network's usual one"),
     "eta": NUMBER,
+    "prompts": (_are_names, "a list of texts, such as ['a photo of a cat'], or None for labels"),
     "budget": (_is_a(str), "'projection' or 'multiplier'"),
     "derivative": (_is_a(str), "'jvp' or 'finite-difference'"),
     "dtype": (_is_a(str), "a name, such as 'float32'"),
@@ -177,7 +178,8 @@ def vector(
         render_mode: None, "rgb_array" or "human".
         compile: run the network through torch.compile.
         options: of the paradigm: the settings of its hand-crafted schedule, such as `guidance_weight`, the
-            `solver` and `grid` of DiT and SiT, the `top_k_rule` of VAR.
+            `solver` and `grid` of DiT and SiT, the `top_k_rule` of VAR. `prompts` are the names of its contexts, and
+            what rewards compare images with.
 
     Raises:
         UnknownArgumentError: if a keyword argument is unknown.
@@ -188,6 +190,7 @@ def vector(
     if num_steps is not None and num_steps > MAX_STEPS:
         raise ValueError(f"num_steps must be at most {MAX_STEPS:,}, got {num_steps}")
     place = torch_device(device)
+    prompts = options.get("prompts")
     generator = _sampler_factory(sampler)[0](
         backbone=backbone,
         num_steps=num_steps,
@@ -199,7 +202,7 @@ def vector(
     )
     env: VectorEnv = GenVectorEnv(
         generator,
-        Contexts(context_names(backbone, generator.num_contexts), contexts),
+        Contexts(prompts or context_names(backbone, generator.num_contexts), contexts),
         num_envs,
         observe=observe,
         action_mode=action_mode,
@@ -210,7 +213,7 @@ def vector(
         frame=draw_frame,
         show=show_frames,
     )
-    judge = make_reward(reward, backbone, str(place))
+    judge = make_reward(reward, backbone, str(place), prompts=prompts)
     if judge is not None:
         env = TerminalReward(env, judge)
     if smoothing:

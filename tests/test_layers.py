@@ -28,7 +28,7 @@ LEVELS = [
     },
     {"protocols", "checkpoints", "states"},
     {"tiers"},
-    {"actions", "conditions", "contexts", "metrics", "viz", "prompts", "export", "scopes"},
+    {"actions", "conditions", "contexts", "metrics", "viz", "prompts", "export", "scopes", "pipelines"},
     {"rewards", "envs", "vector_env"},
     {"tiers.digits", "tiers.imagenet", "tiers.gaussian_mixture", "tiers.diffusers"},
     {"single_env", "wrappers"},
@@ -59,6 +59,7 @@ FREE_OF_GYMNASIUM = {
     "rewards",
     "metrics",
     "json_text",
+    "pipelines",
 }
 FILES = [path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import pickle
+import re
 import shutil
 import warnings
 
 import pytest
 import torch
+from pipeline_folders import prompt_pipeline
 
 from genenv.checkpoints import CheckpointError, read_state_dict
 from genenv.models.unet import load_unet
+from genenv.pipelines import load_pipeline
 from genenv.releases import DOWNLOADS, RELEASES
 from genenv.rewards import make_reward
 from genenv.rewards.clip import load_clip, load_open_clip
@@ -318,3 +321,59 @@ def test_a_pickle_in_the_place_of_diffusers_weights_is_refused(unet, proof, rena
         weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ValueError, match=r"must hold a UNet2DModel in safetensors"):
         load_unet(str(unet))
+
+
+@pytest.fixture
+def pipeline(tmp_path, proof):
+    """A pipeline's folder in which each library finds code to run."""
+    pytest.importorskip("diffusers")
+    folder = tmp_path / "pipeline"
+    prompt_pipeline(folder)
+    code = f"open({str(proof)!r}, 'w')\nclass Planted:\n    pass\n"
+    for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        for name in (
+            "planted",
+            "pipeline",
+            "modeling_clip",
+            "tokenization_clip",
+            "unet_2d_condition",
+            "__init__",
+        ):
+            (place / f"{name}.py").write_text(code)
+        for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin", "planted.bin"):
+            (place / name).write_bytes(pickle.dumps(Run(proof)))
+        adapter = {"base_model_name_or_path": "planted/model", "peft_type": "LORA", "auto_mapping": "planted"}
+        (place / "adapter_config.json").write_text(json.dumps(adapter))
+    return folder
+
+
+def test_a_pipeline_runs_nothing(pipeline):
+    expected = load_pipeline(str(pipeline), ["a handwritten three"])
+    for part in ("unet/config", "vae/config", "scheduler/scheduler_config", "model_index"):
+        change(pipeline / f"{part}.json", **PLANTED)
+    encoder = {
+        name: value for name, value in CONFIG.items() if name not in ("architectures", "quantization_config")
+    }
+    change(pipeline / "text_encoder" / "config.json", **encoder)
+    change(pipeline / "tokenizer" / "tokenizer_config.json", **TOKENIZER)
+    change(
+        pipeline / "model_index.json",
+        _class_name=["planted", "Planted"],
+        text_encoder=["planted", "Planted"],
+        safety_checker=["planted", "Planted"],
+    )
+    found = load_pipeline(str(pipeline), ["a handwritten three"])
+    assert torch.equal(found.condition.prompts, expected.condition.prompts)
+    for name, value in expected.network.state_dict().items():
+        assert torch.equal(found.network.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_pickle_in_the_place_of_a_pipelines_weights_is_refused(pipeline, proof, part):
+    (weights,) = (pipeline / part).glob("*.safetensors")
+    weights.write_bytes(pickle.dumps(Run(proof)))
+    with pytest.raises(ValueError, match=re.escape(str(pipeline / part))):
+        load_pipeline(str(pipeline), ["a handwritten three"])
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match=re.escape(str(pipeline / part))):
+        load_pipeline(str(pipeline), ["a handwritten three"])

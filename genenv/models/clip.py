@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-END_OF_TEXT = "<|endoftext|>"
+START_OF_TEXT, END_OF_TEXT = "<|startoftext|>", "<|endoftext|>"
 
 
 class CLIP(nn.Module):
@@ -87,29 +87,32 @@ class CLIP(nn.Module):
 
 
 class Tokenizer:
-    """CLIP's byte-pair encoding, of the file `tokenizer.json` alone.
+    """CLIP's byte-pair encoding, of the file `tokenizer.json` alone, or of a folder's `vocab.json` and `merges.txt`.
 
     No class that a folder of weights names is made, and no code of it runs, as transformers' AutoTokenizer would do.
 
     Args:
-        path: of the file.
+        path: of the file, or of the folder with the two.
         context_length: tokens of a text, at most; longer ones are cut.
         full: pad all texts to that many tokens, rather than to the longest.
+        padding: what is padded with.
 
     Raises:
-        Exception: of the library tokenizers, if the file cannot be read; ValueError if it is not CLIP's.
+        Exception: of the library tokenizers, if a file cannot be read; ValueError if it is not CLIP's.
     """
 
-    def __init__(self, path: Path, context_length: int, full: bool):
+    def __init__(self, path: Path, context_length: int, full: bool, padding: str = END_OF_TEXT):
         from tokenizers import Tokenizer as Library
 
-        self.library = Library.from_file(str(path))
-        end = self.library.token_to_id(END_OF_TEXT)
-        if end is None:
-            raise ValueError(f"{path} has no {END_OF_TEXT!r}, it is not of a CLIP")
+        self.library = _byte_pairs(path, padding) if path.is_dir() else Library.from_file(str(path))
+        for token in (END_OF_TEXT, padding):
+            if self.library.token_to_id(token) is None:
+                raise ValueError(f"{path} has no {token!r}, it is not of a CLIP")
         self.library.enable_truncation(context_length)
         self.library.enable_padding(
-            pad_id=end, pad_token=END_OF_TEXT, length=context_length if full else None
+            pad_id=self.library.token_to_id(padding),
+            pad_token=padding,
+            length=context_length if full else None,
         )
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -118,6 +121,76 @@ class Tokenizer:
         return torch.tensor([each.ids for each in found]), torch.tensor(
             [each.attention_mask for each in found]
         )
+
+
+def _byte_pairs(folder: Path, padding: str) -> Any:
+    """Returns the tokenizer of a folder that holds the vocabulary and the merges alone, as CLIP was published."""
+    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
+    from tokenizers.models import BPE
+
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
+    library = Tokenizer(
+        BPE.from_file(*files, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END_OF_TEXT)
+    )
+    library.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    ends = {token: library.token_to_id(token) for token in (START_OF_TEXT, END_OF_TEXT)}
+    for token, number in ends.items():
+        if number is None:
+            raise ValueError(f"{files[0]} has no {token!r}, it is not of a CLIP")
+    library.add_special_tokens([*ends, padding])
+    library.post_processor = processors.TemplateProcessing(
+        f"{START_OF_TEXT} $0 {END_OF_TEXT}", special_tokens=list(ends.items())
+    )
+    return library
+
+
+TOWER = (
+    "attention_dropout",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "num_hidden_layers",
+)
+TEXT_TOWER = (*TOWER, "bos_token_id", "eos_token_id", "max_position_embeddings", "pad_token_id", "vocab_size")
+IMAGE_TOWER = (*TOWER, "image_size", "num_channels", "patch_size")
+"""What a CLIP's config.json may say of its towers; transformers would act on more, such as kernels to download."""
+
+
+def known_entries(names: Sequence[str], *sources: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the entries of these names, numbers and an activation's name, of configurations; later ones win.
+
+    Raises:
+        ValueError: if one is anything else.
+    """
+    found = {key: value for source in sources for key, value in (source or {}).items() if key in names}
+    for key, value in found.items():
+        if not isinstance(value, str if key == "hidden_act" else int | float):
+            raise ValueError(f"{key} must be a {'name' if key == 'hidden_act' else 'number'}, got {value!r}")
+    return found
+
+
+def are_positions(name: str) -> bool:
+    """Returns whether a tensor of transformers' CLIP numbers the places: it is in no file, or in old ones."""
+    return name.endswith(".position_ids")
+
+
+def number_positions(network: nn.Module) -> None:
+    """Sets the tensors that number the places, which no file holds."""
+    for name, value in list(network.named_buffers()):
+        if are_positions(name):
+            owner = network.get_submodule(name.rpartition(".")[0])
+            owner.position_ids = torch.arange(value.shape[-1]).expand(value.shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from genenv.json_text import read_object
+from genenv.models.pretrained import COUNT, check_entries, check_types, from_folder, in_one_line, is_count
 from genenv.solvers import PathDenoiser, VPTable
 
 MODEL = "UNet2DModel"
-LARGEST_COUNT = 2**20
-"""Of what a configuration counts: pixels of a side, channels, classes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,35 +70,13 @@ def _check_images(config: dict[str, Any], path: Path) -> None:
         config.get(name) for name in ("sample_size", "in_channels", "num_class_embeds")
     )
     sides = size if isinstance(size, list) and len(size) == 2 else [size]
-    count = f"a whole number from 1 to {LARGEST_COUNT:,}"
-    for name, rule, kept in (
-        ("sample_size", f"{count}, or two of them", all(map(_is_count, sides))),
-        ("in_channels", count, _is_count(channels)),
-        ("num_class_embeds", f"null or {count}", classes is None or _is_count(classes)),
-        # It may fetch kernels.
-        ("quantization_config", "left out", config.get("quantization_config") is None),
-    ):
-        if not kept:
-            raise ValueError(f"{path}: {name} must be {rule}, got {config.get(name)!r}")
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= LARGEST_COUNT
-
-
-def _check_types(kind: type, path: Path) -> None:
-    """Raises a ValueError that names file and field where a value is not of the type of the class's default."""
-    config = read_object(path) if path.is_file() else {}
-    for name, parameter in inspect.signature(kind).parameters.items():
-        value, default = config.get(name), parameter.default
-        if value is not None and default is not None and not _is_like(value, default):
-            raise ValueError(f"{path}: {name} must be such as {default!r}, got {value!r}")
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    if isinstance(default, tuple):
-        return isinstance(value, list) and all(_is_like(entry, default[0]) for entry in value)
-    return isinstance(value, int | float if isinstance(default, int | float) else type(default))
+    check_entries(
+        config,
+        path,
+        ("sample_size", f"{COUNT}, or two of them", all(map(is_count, sides))),
+        ("in_channels", COUNT, is_count(channels)),
+        ("num_class_embeds", f"null or {COUNT}", classes is None or is_count(classes)),
+    )
 
 
 def unet_shape(config: dict[str, Any]) -> tuple[int, int, int]:
@@ -130,31 +106,21 @@ def load_unet(folder: str, dtype: torch.dtype = torch.float32) -> UNetDenoiser:
     steps = "scheduler" if (root / "scheduler" / "scheduler_config.json").is_file() else None
     if unet_config(root) is None:  # it refuses what cannot be meant
         raise ValueError(f"{folder} must hold the config.json of a {MODEL}, in itself or in its folder unet")
-    _check_types(UNet2DModel, root / (inner or "") / "config.json")
-    _check_types(DDPMScheduler, root / (steps or "") / "scheduler_config.json")
+    check_types(UNet2DModel, root / (inner or "") / "config.json")
+    check_types(DDPMScheduler, root / (steps or "") / "scheduler_config.json")
     try:
-        model = UNet2DModel.from_pretrained(
-            str(root),
-            subfolder=inner,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-        )
+        model = from_folder(UNet2DModel, root, inner, dtype)
         scheduler: Any = DDPMScheduler.from_pretrained(str(root), subfolder=steps, local_files_only=True)
     except Exception as error:  # their constructors check little of what they are given
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
         raise ValueError(
-            f"{folder} must hold a {MODEL} in safetensors and a scheduler_config.json: {reason}"
+            f"{folder} must hold a {MODEL} in safetensors and a scheduler_config.json: {in_one_line(error)}"
         ) from None
     if scheduler.config["prediction_type"] != "epsilon":
         raise ValueError(
             f"the network of {folder} must predict the noise ('epsilon'), got {scheduler.config['prediction_type']!r}"
         )
-    if any(not bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise ValueError(f"{folder} is damaged: it holds weights that are not finite")
     return UNetDenoiser(
-        model.eval().requires_grad_(False),
+        model.requires_grad_(False),
         VPTable.of(scheduler.alphas_cumprod.double()),
         unet_shape(model.config),
         model.config.get("num_class_embeds") or 0,

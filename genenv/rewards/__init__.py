@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 
 from genenv.checkpoints import torch_device
@@ -19,7 +19,8 @@ class Named:
     """A reward that has a name.
 
     Attributes:
-        factory: "module:function", called as (backbone, device); its libraries are loaded when the reward is made.
+        factory: "module:function", called as (backbone, device), and with `prompts=` where it takes them and the
+            environment has its own; its libraries are loaded when the reward is made.
         suits: whether a backbone has what the reward needs.
     """
 
@@ -69,6 +70,7 @@ def make_reward(
     backbone: str,
     device: str,
     own: Mapping[str, Callable[[], Reward]] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Mixture | None:
     """Returns the reward that a string or a {name: weight} mapping describes; None for "none".
 
@@ -78,6 +80,8 @@ def make_reward(
         backbone: whose images are judged.
         device: where the judges run.
         own: {name: factory} of rewards that replace those of the same name, such as a discriminator to be trained.
+        prompts: the text of each context, where the environment was given some; otherwise rewards that compare images
+            with texts have those of the tier.
 
     Raises:
         ValueError: if it describes no reward.
@@ -102,14 +106,16 @@ def make_reward(
         if not isinstance(weight, Real) or isinstance(weight, bool):
             raise ValueError(f"the weight of reward {name!r} must be a number, got {weight!r}")
     own = own or {}
-    rewards = {name: own[name]() if name in own else _make(name, backbone, device) for name in weights}
+    rewards = {
+        name: own[name]() if name in own else _make(name, backbone, device, prompts) for name in weights
+    }
     return Mixture(rewards, weights, normalise)
 
 
-def _make(name: str, backbone: str, device: str) -> Reward:
+def _make(name: str, backbone: str, device: str, prompts: Sequence[str] | None) -> Reward:
     own = tier_of(backbone).rewards
     if name in own:
-        return own[name](backbone, device)
+        return _call(own[name], backbone, device, prompts)
     path = REWARDS[name].factory if name in REWARDS else name
     module, separator, attribute = path.partition(":")
     if not separator:
@@ -118,7 +124,7 @@ def _make(name: str, backbone: str, device: str) -> Reward:
             f"reward must be one of none, default, {', '.join(known)} or 'module:factory', got {name!r}"
         )
     try:
-        factory: Callable[[str, str], Reward] = getattr(importlib.import_module(module), attribute)
+        factory: Callable[..., Reward] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(
             f"reward {name!r} cannot be loaded: {error}; 'module:factory' must name a function of a module"
@@ -129,4 +135,11 @@ def _make(name: str, backbone: str, device: str) -> Reward:
         raise ValueError(
             f"reward {name!r} must name a function (backbone, device) -> reward, got {factory!r}"
         ) from None
-    return factory(backbone, device)
+    return _call(factory, backbone, device, prompts)
+
+
+def _call(
+    factory: Callable[..., Reward], backbone: str, device: str, prompts: Sequence[str] | None
+) -> Reward:
+    wanted = prompts is not None and "prompts" in inspect.signature(factory).parameters
+    return factory(backbone, device, prompts=prompts) if wanted else factory(backbone, device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,17 @@ from genenv.checkpoints import (
     read_json,
     read_state_dict,
 )
-from genenv.models.clip import CLIP, Tokenizer, from_open_clip, from_transformers
+from genenv.models.clip import (
+    CLIP,
+    IMAGE_TOWER,
+    TEXT_TOWER,
+    Tokenizer,
+    are_positions,
+    from_open_clip,
+    from_transformers,
+    known_entries,
+    number_positions,
+)
 from genenv.protocols import Context
 from genenv.releases import CLIP_PROCESSOR, CLIP_WEIGHTS, DOWNLOADS
 from genenv.tiers import checked_folder, tier_of
@@ -51,30 +61,30 @@ class PromptScore:
         return self.scale * self.encoder.cosines(images, self.texts[context])
 
 
-def make_clip(backbone: str, device: str) -> PromptScore:
+def make_clip(backbone: str, device: str, prompts: Sequence[str] | None = None) -> PromptScore:
     """Returns the CLIP score: OpenAI's ViT-L/14 for ImageNet, the digits' own CLIP for digits."""
-    return _prompt_score("clip", backbone, device)
+    return _prompt_score("clip", backbone, device, prompts)
 
 
-def make_hpsv2(backbone: str, device: str) -> PromptScore:
+def make_hpsv2(backbone: str, device: str, prompts: Sequence[str] | None = None) -> PromptScore:
     """Returns the human preference score v2.1 (Wu et al. 2023), or the digits' own preference scorer."""
-    return _prompt_score("hpsv2", backbone, device)
+    return _prompt_score("hpsv2", backbone, device, prompts)
 
 
-def make_hpsv2_0(backbone: str, device: str) -> PromptScore:
+def make_hpsv2_0(backbone: str, device: str, prompts: Sequence[str] | None = None) -> PromptScore:
     """Returns the human preference score v2.0, the older weights of HPSv2 on another scale."""
-    return _prompt_score("hpsv2.0", backbone, device)
+    return _prompt_score("hpsv2.0", backbone, device, prompts)
 
 
-def make_pickscore(backbone: str, device: str) -> PromptScore:
+def make_pickscore(backbone: str, device: str, prompts: Sequence[str] | None = None) -> PromptScore:
     """Returns PickScore (Kirstain et al. 2023), by its authors' definition the cosine times the logit scale."""
-    score = _prompt_score("pickscore", backbone, device)
+    score = _prompt_score("pickscore", backbone, device, prompts)
     score.scale = score.encoder.logit_scale
     return score
 
 
-def _prompt_score(name: str, backbone: str, device: str) -> PromptScore:
-    """Returns the cosine with the prompts of a backbone's tier, by the tier's scorer of that name."""
+def _prompt_score(name: str, backbone: str, device: str, prompts: Sequence[str] | None) -> PromptScore:
+    """Returns the cosine with the prompts, by default those of a backbone's tier, by the tier's scorer of that name."""
     tier = tier_of(backbone)
     scorers = tier.need("scorers")
     if name not in scorers:
@@ -82,7 +92,11 @@ def _prompt_score(name: str, backbone: str, device: str) -> PromptScore:
             f"reward {name!r} has no network for {tier.name}, which backbone {backbone!r} makes; "
             f"use {' or '.join(map(repr, scorers))}"
         )
-    texts = tier.prompts()
+    texts = tier.prompts() if prompts is None else prompts
+    if not texts:
+        raise ValueError(
+            f"reward {name!r} needs texts, and the tier {tier.name!r} has none: give the environment prompts=[...]"
+        )
     return PromptScore(name, scorers[name](backbone).to(device), texts)
 
 
@@ -138,49 +152,20 @@ def load_clip(
             f"{folder} is not a readable CLIP of transformers: {type(error).__name__} {reason}"
         ) from None
     path = folder / CLIP_WEIGHTS[1]
-    weights = {name: value for name, value in read_state_dict(path).items() if not _are_positions(name)}
+    weights = {name: value for name, value in read_state_dict(path).items() if not are_positions(name)}
     load_state(network, weights, path)
-    for name, value in list(network.named_buffers()):
-        if _are_positions(name):  # in no file, or in old ones
-            owner = network.get_submodule(name.rpartition(".")[0])
-            owner.position_ids = torch.arange(value.shape[-1]).expand(value.shape)
+    number_positions(network)
     return _frozen(from_transformers(network, tokenizer, mean, std), dtype)
-
-
-def _are_positions(name: str) -> bool:
-    return name.endswith(".position_ids")
-
-
-TOWER = (
-    "attention_dropout",
-    "hidden_act",
-    "hidden_size",
-    "intermediate_size",
-    "layer_norm_eps",
-    "num_attention_heads",
-    "num_hidden_layers",
-)
-TEXT_TOWER = (*TOWER, "bos_token_id", "eos_token_id", "max_position_embeddings", "pad_token_id", "vocab_size")
-IMAGE_TOWER = (*TOWER, "image_size", "num_channels", "patch_size")
-"""What a CLIP's config.json may say of its towers; transformers would act on more, such as kernels to download."""
 
 
 def _clip_config(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments of a CLIPConfig that a config.json gives; what else it says is left out."""
-
-    def known(names: Sequence[str], *sources: Any) -> dict[str, Any]:
-        found = {key: value for source in sources for key, value in (source or {}).items() if key in names}
-        for key, value in found.items():
-            if not isinstance(value, str if key == "hidden_act" else int | float):
-                raise ValueError(
-                    f"{key} must be a {'name' if key == 'hidden_act' else 'number'}, got {value!r}"
-                )
-        return found
-
     towers = {"text": TEXT_TOWER, "vision": IMAGE_TOWER}
-    return known(("projection_dim", "logit_scale_init_value"), config) | {
+    return known_entries(("projection_dim", "logit_scale_init_value"), config) | {
         # Old files repeat what differs from the defaults.
-        f"{tower}_config": known(names, config.get(f"{tower}_config"), config.get(f"{tower}_config_dict"))
+        f"{tower}_config": known_entries(
+            names, config.get(f"{tower}_config"), config.get(f"{tower}_config_dict")
+        )
         for tower, names in towers.items()
     }
 
@@ -334,6 +319,15 @@ def load_released_clip(weights: str, processor: str | None = None) -> CLIP:
     encoder = load_clip(folder, other)
     record()
     return encoder
+
+
+RELEASED_SCORERS: dict[str, Callable[[str], CLIP]] = {
+    "clip": lambda backbone: load_released_clip("clip-vit-large-patch14"),
+    "hpsv2": lambda backbone: load_hpsv2("2.1"),
+    "hpsv2.0": lambda backbone: load_hpsv2("2.0"),
+    "pickscore": lambda backbone: load_released_clip("PickScore_v1", "CLIP-ViT-H-14-laion2B-s32B-b79K"),
+}
+"""Reward -> its released network, whatever the backbone."""
 
 
 def _released_folder(name: str, files: Sequence[str]) -> Path:

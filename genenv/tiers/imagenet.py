@@ -13,7 +13,7 @@ from genenv.checkpoints import load_release
 from genenv.metrics.inception import PROTOCOLS, InceptionExtractor
 from genenv.models.projected_discriminator import ClassMapping, ProjectedDiscriminator
 from genenv.releases import BACKBONES, DOWNLOADS, RELEASES
-from genenv.rewards.clip import load_hpsv2, load_released_clip
+from genenv.rewards.clip import RELEASED_SCORERS
 from genenv.rewards.features import inception_features
 from genenv.tiers import RANDOM, FeatureExtractor, Tier
 
@@ -72,14 +72,7 @@ def _tier(pixels: int) -> Tier:
         judges={protocol: functools.partial(_inception, protocol, judged) for protocol in PROTOCOLS},
         reward_features=functools.partial(_features, judged),
         discriminator=discriminator,
-        scorers={
-            "clip": lambda backbone: load_released_clip("clip-vit-large-patch14"),
-            "hpsv2": lambda backbone: load_hpsv2("2.1"),
-            "hpsv2.0": lambda backbone: load_hpsv2("2.0"),
-            "pickscore": lambda backbone: load_released_clip(
-                "PickScore_v1", "CLIP-ViT-H-14-laion2B-s32B-b79K"
-            ),
-        },
+        scorers=RELEASED_SCORERS,
     )
 
 

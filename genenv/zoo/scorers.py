@@ -5,12 +5,9 @@ Both keep their logit scale fixed, so that cosines spread as far as the loss ask
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import math
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genenv.checkpoints import replacing_folder
 from genenv.models.clip import CLIP, Tokenizer, from_open_clip, from_transformers
 from genenv.tiers.digits import DIGITS
 from genenv.zoo.training import Labelled, Progress, augment, fit, random_schedules
@@ -63,7 +61,7 @@ def train_clip(
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(seed)
-    with _replacing_folder(out / "clip") as folder:
+    with replacing_folder(out / "clip") as folder:
         tokenizer = write_tokenizer(folder)
         network = CLIPModel(
             CLIPConfig(
@@ -144,7 +142,7 @@ def train_hpsv2(
 
     torch.manual_seed(seed)
     samples = random_schedules(str(out), torch.Generator().manual_seed(seed), num_images=4096)
-    with _replacing_folder(out / "hpsv2") as folder:
+    with replacing_folder(out / "hpsv2") as folder:
         tokenizer = write_tokenizer(folder)
         config: dict[str, Any] = {
             "embed_dim": 32,
@@ -281,17 +279,3 @@ def _fit(network: nn.Module, loss_of: Any, num_steps: int, progress: Progress | 
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder that takes the place of `folder` when the block ends well."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

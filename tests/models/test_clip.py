@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -69,6 +70,34 @@ def test_cosines_are_those_of_transformers(of_transformers, tokenizer):
     expected = of_transformers.network(pixel_values=pixels, **tokens).logits_per_image
     cosines = of_transformers.encode_images(images()) @ of_transformers.encode_texts(TEXTS).T
     torch.testing.assert_close(of_transformers.logit_scale * cosines, expected)
+
+
+@pytest.mark.parametrize("padding", ["<|endoftext|>", "!"])
+def test_a_vocabulary_and_merges_alone_are_read_as_transformers_does(vocabulary, tmp_path, padding):
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((vocabulary[0] / name).read_bytes())
+    texts = [
+        *TEXTS,
+        "",
+        "four! <|ENDOFTEXT|>",
+        "A Three's  one\n4two, caf\u00e9!? <|endoftext|> x",
+        "three " * 20,
+    ]
+    own = Tokenizer(tmp_path, 9, full=True, padding=padding)
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path, pad_token=padding)
+    expected = theirs(texts, padding="max_length", max_length=9, truncation=True, return_tensors="pt")
+    tokens, mask = own(texts)
+    assert torch.equal(tokens, expected["input_ids"])
+    assert torch.equal(mask, expected["attention_mask"])
+
+
+@pytest.mark.parametrize("token", ["<|startoftext|>", "<|endoftext|>"])
+def test_a_vocabulary_of_another_model_is_refused(vocabulary, tmp_path, token):
+    for name in ("vocab.json", "merges.txt"):
+        text = (vocabulary[0] / name).read_text().replace(token, "<other>")
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"has no {re.escape(repr(token))}, it is not of a CLIP"):
+        Tokenizer(tmp_path, 9, full=True)
 
 
 def test_cosines_are_those_of_open_clip(of_open_clip):

@@ -5,6 +5,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from genenv.check import check
 from genenv.models.unet import load_unet
@@ -146,8 +147,25 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
     model = network()
     model.conv_in.weight.data[0, 0, 0, 0] = torch.nan
     DDPMPipeline(model, DDPMScheduler()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is damaged: it holds weights that are not finite"):
+    with pytest.raises(ValueError, match=f"{MISSING}.* is damaged: it holds weights that are not finite"):
         gym.make_vec(CLOCK, backbone=str(tmp_path))
+
+
+def test_a_file_without_some_of_the_weights_is_refused(folder):
+    (path,) = Path(folder).glob("**/*.safetensors")
+    weights = load_file(path)
+    weights.pop("conv_in.bias")
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=f"{MISSING}.* it lacks the weights 'conv_in.bias'"):
+        load_unet(folder)
+
+
+def test_loading_draws_no_numbers_of_the_users(folder):
+    torch.manual_seed(3)
+    load_unet(folder)
+    found = torch.rand(2)
+    torch.manual_seed(3)
+    assert torch.equal(found, torch.rand(2))
 
 
 @pytest.mark.parametrize(

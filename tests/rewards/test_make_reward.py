@@ -11,6 +11,8 @@ import torch
 from episodes import compared
 
 import genenv
+from genenv.conditions import Labels
+from genenv.envs import maskgit
 from genenv.registration import defaults
 from genenv.rewards import REWARDS, Named, available, make_reward
 from genenv.rewards.adversarial import AdversarialReward
@@ -234,3 +236,46 @@ def test_every_environment_takes_every_judge_of_its_images(env_id):
         _, paid, _, _, info = single.step(action.numpy())
     assert paid == pytest.approx(sum(info[f"reward/{name}"] for name in weights), rel=1e-5)
     assert info["reward/clip"] == pytest.approx(parts["clip"][0].item(), abs=1e-3)
+
+
+TEXTS = ("a handwritten three", "seven", "a handwritten seven")
+
+
+def count_letters(backbone, device, prompts=("none",)):
+    return lambda images, context: torch.tensor([float(len(prompts[label])) for label in context.tolist()])
+
+
+def prompted(backbone, num_steps, device, dtype, needs_features, compile, prompts=None):
+    sampler = maskgit.make_sampler(backbone, num_steps, device, dtype, needs_features, compile)
+    sampler.condition = Labels(len(prompts))
+    return sampler
+
+
+def test_prompts_of_an_environment_take_the_place_of_its_tiers():
+    reward = make_reward({"clip": 1.0, f"{__name__}:count_letters": 2.0}, "digits", "cpu", prompts=TEXTS)
+    images, context = torch.rand(3, 1, 8, 8), torch.tensor([2, 0, 1])
+    score = make_reward("clip", "digits", "cpu").rewards["clip"]
+    texts = score.encoder.encode_texts(TEXTS)
+    expected = score.encoder.cosines(images, texts[context])
+    torch.testing.assert_close(reward.rewards["clip"](images, context), expected)
+    assert reward.rewards[f"{__name__}:count_letters"](images, context).tolist() == [19, 19, 5]
+    plain = make_reward(f"{__name__}:count_letters", "digits", "cpu")
+    assert plain(images, torch.zeros(3, dtype=torch.int64)).tolist() == [4, 4, 4]
+
+
+def test_prompts_of_an_environment_are_its_contexts_and_reach_its_rewards(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prompted_digits", sys.modules[__name__])
+    genenv.register("Test/Prompted-v0", "prompted_digits:prompted", backbone="digits")
+    try:
+        env = gym.make_vec(
+            "Test/Prompted-v0", num_envs=6, prompts=list(TEXTS), reward="clip", contexts="cycle"
+        )
+        assert list(env.unwrapped.contexts.names) == list(TEXTS)
+        episode = run_episode(env, default_actor(env), seed=0)
+        reward = make_reward("clip", "digits", "cpu", prompts=TEXTS)
+        torch.testing.assert_close(episode.rewards[-1], reward(episode.images, episode.context))
+        assert episode.context.tolist() == [0, 1, 2] * 2
+        with pytest.raises(ValueError, match=r"prompts must be a list of texts, such as .*, got 'seven'"):
+            gym.make_vec("Test/Prompted-v0", prompts="seven")
+    finally:
+        gym.registry.pop("Test/Prompted-v0")
