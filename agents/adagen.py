@@ -366,7 +366,7 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
             reward,
             handcrafted,
             learned,
-            floor=evaluator.judge.floor(),
+            floor=evaluator.floor(),
             images=trainer.images,
             seconds=trainer.seconds,
         )

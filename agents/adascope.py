@@ -15,6 +15,7 @@ scope. Both are the same number (`genenv.envs.denoising`).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -36,12 +37,13 @@ from agents.critic import ContextStatistics, TemporalCritic
 from agents.hosts import HOSTS, Terms
 from agents.loop import Parts, Stateful, learn
 from agents.policy import training_env
-from agents.tuned import add_lora, write_generator
+from agents.tuned import add_lora, save_lora, write_generator
 from genenv import rewards
 from genenv.distributed import sum_over_ranks
 from genenv.envs.denoising import NETWORKS, DenoisingSampler, log_density
 from genenv.evaluation import Evaluator
 from genenv.export import GENERATOR
+from genenv.pipelines import NoisePredictor
 from genenv.protocols import Actor, Decision, Observation, StatefulReward
 from genenv.ranges import (
     ABOVE_ZERO,
@@ -56,10 +58,12 @@ from genenv.rewards.mixture import Mixture, standardise_groups
 from genenv.rng import MAX_SEED, training_seed
 from genenv.rollout import generator_policy, run_episode
 from genenv.scopes import Detector, Scope, parse_scope
-from genenv.tiers import choose_part, load_part
+from genenv.tiers import choose_part
 from genenv.vector_env import unwrapped
 
 DENOISING = "AdaScope/Denoising-v0"
+LORA = "lora"
+"""The folder of a run with the low-rank changes of a Stable Diffusion, for `load_lora_weights` of diffusers."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -76,6 +80,8 @@ class Config:
     """Weights of the generator."""
     network: str | None = None
     """Which of a backbone's networks, such as "dit" or "sit"; by default the first."""
+    prompts: tuple[str, ...] | None = None
+    """What there is to show, for a pipeline of diffusers that takes texts."""
     num_steps: Annotated[int, AT_LEAST_1] = 20
     """Decisions of an image (T)."""
     transition: str | None = None
@@ -190,7 +196,8 @@ class Config:
     def env_kwargs(self) -> dict[str, Any]:
         """What `gymnasium.make_vec` needs for what the generator is evaluated on."""
         names = ("backbone", "network", "num_steps", "transition", "eta", "guidance_weight", "device")
-        return {name: getattr(self, name) for name in names} | {"observe": ["latents"]}
+        texts = {} if self.prompts is None else {"prompts": list(self.prompts)}
+        return {name: getattr(self, name) for name in names} | texts | {"observe": ["latents"]}
 
 
 PRESETS = {"digits": Config()}
@@ -301,21 +308,25 @@ class Trainer(Parts):
             raise ValueError(
                 f"num_groups must be at least the {processes.num_ranks()} processes, got {config.num_groups}"
             )
-        self.part = choose_part(config.backbone, config.network, NETWORKS, "diffusion transformer")
         self.env = make_env(config)
         inner = unwrapped(self.env)
         self.device, self.sampler = inner.device, sampler_of(self.env)
         self.generator = torch.Generator().manual_seed(config.seed % MAX_SEED)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed % MAX_SEED)
-            self.network = load_part(self.part, config.backbone, trainable=True).to(self.device)
-            self.reference = (
-                load_part(self.part, config.backbone).to(self.device) if self.host.has_reference else None
-            )
+            frozen = self.sampler.generator.network
+            assert isinstance(frozen, nn.Module)
+            self.network = copy.deepcopy(frozen).requires_grad_(True)
+            self.reference = frozen if self.host.has_reference else None
             if config.lora_rank:
                 add_lora(self.network, config.lora_rank)
             self.critic = None
             if self.host.has_critic:
+                if not self.sampler.fields["features"].shape[0]:
+                    raise ValueError(
+                        f"host must be another than {config.host!r} for {config.backbone!r}, whose network shows no "
+                        "hidden states to its critic"
+                    )
                 self.critic = TemporalCritic(self.sampler.fields["features"].shape[-1]).to(self.device)
         self.reward = make_reward(config.reward, config, str(self.device))
         semantic = make_reward(config.semantic, config, str(self.device))
@@ -686,7 +697,7 @@ def sampler_of(env: gym.vector.VectorEnv) -> DenoisingSampler:
 
 def make_reward(spec: str, config: Config, device: str) -> Mixture:
     """Returns a reward of a run; ValueError for none."""
-    made = rewards.make_reward(runs.reward_spec(spec), config.backbone, device)
+    made = rewards.make_reward(runs.reward_spec(spec), config.backbone, device, prompts=config.prompts)
     if made is None:
         raise ValueError(f"reward and semantic must name rewards, got {spec!r}")
     return made
@@ -702,6 +713,24 @@ def check_single(reward: Mixture, field: str) -> None:
             )
 
 
+def write(network: nn.Module, config: Config, out: Path) -> None:
+    """Writes a tuned network into a run directory: as a backbone, and the low-rank changes of a Stable Diffusion alone.
+
+    Args:
+        network: the network.
+        config: of the run.
+        out: the run directory.
+    """
+    if not isinstance(network, NoisePredictor):
+        part = choose_part(config.backbone, config.network, NETWORKS, "diffusion transformer")
+        write_generator(network, part, config.backbone, out / GENERATOR)
+        return
+    write_generator(network, network.part, config.backbone, out / GENERATOR)
+    if config.lora_rank and network.part == "unet":
+        (out / LORA).mkdir(exist_ok=True)
+        save_lora(network, out / LORA)
+
+
 def train(config: Config, out: Path, resume: bool = False) -> results.RunResult | None:
     """Tunes a diffusion model, and writes the run directory.
 
@@ -713,7 +742,7 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
     if processes.is_first() and not resume:
         runs.check_free(out)
     trainer = Trainer(config)
-    evaluator = Evaluator(config.env_id, config.env_kwargs, config.eval_images)
+    evaluator = Evaluator(config.env_id, config.env_kwargs, config.eval_images, needs_judge=False)
     evaluate = functools.partial(evaluator.repetition, seed=config.seed, intervals=True)
     actor = generator_policy(evaluator.env)
     with runs.open_run(config, out, trainer, resume) as run:
@@ -730,14 +759,14 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
         processes.stop()
         if before is None or learned is None:
             return None
-        write_generator(trainer.kept, trainer.part, config.backbone, out / GENERATOR)
+        write(trainer.kept, config, out)
         return results.finish(
             run,
             evaluator.env,
             trainer.reward,
             before,
             learned,
-            floor=evaluator.judge.floor(),
+            floor=evaluator.floor(),
             images=trainer.images,
             seconds=trainer.seconds,
             names=("base", "tuned"),

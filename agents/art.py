@@ -642,7 +642,7 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
             trainer.model.cost,
             handcrafted,
             evaluate(schedule_actor(speeds[:, None]), what="the distilled clock"),
-            floor=evaluator.judge.floor(),
+            floor=evaluator.floor(),
             images=trainer.images,
             seconds=trainer.seconds,
             beside=beside,

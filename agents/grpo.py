@@ -713,7 +713,7 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
             trainer.reward,
             before,
             learned,
-            floor=evaluator.judge.floor(),
+            floor=evaluator.floor(),
             images=trainer.images,
             seconds=trainer.seconds,
             names=("base", "tuned") if config.tunes_generator else results.NAMES,

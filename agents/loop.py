@@ -122,7 +122,7 @@ def learn(
                 learned = evaluate()
                 record |= {f"held_out/{name}": value for name, value in learned.metrics.items()}
                 shown = held_out(learned.metrics)
-                if not sys.stderr.isatty():  # the bar shows it elsewhere
+                if shown and not sys.stderr.isatty():  # the bar shows it elsewhere
                     say(f"iteration {learner.iteration} of {iterations}: {shown}")
             run.record(record)
             if last or learner.iteration % save_every == 0:
@@ -132,7 +132,9 @@ def learn(
 
 
 def held_out(metrics: Mapping[str, float]) -> str:
-    """Returns the metrics that are shown while a run goes on."""
+    """Returns the metrics that are shown while a run goes on; nothing where nobody judges the images."""
+    if not metrics:
+        return ""
     return (
         f"held-out FID {cell(metrics, 'fid', '.2f')}, recall {cell(metrics, 'recall')}, "
         f"accuracy {cell(metrics, 'accuracy', '.1%')}"

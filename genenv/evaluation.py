@@ -21,6 +21,7 @@ from genenv.protocols import Actor
 from genenv.registration import defaults
 from genenv.rng import MAX_SEED, BatchRng, Stream
 from genenv.rollout import Episode, generate
+from genenv.tiers import tier_of
 from genenv.vector_env import unwrapped
 from genenv.wrappers.vector.ema_action_smoothing import smoothing_of
 
@@ -28,6 +29,8 @@ LABEL_PLAN = "cycle"
 """Seed modulo the number of classes: consecutive seeds are balanced."""
 KEPT_IMAGES = 2000
 """Images, at most, that an evaluation gives back: the first ones, in whole batches."""
+NO_JUDGE = "none"
+"""The protocol of images that nobody has judged."""
 SURPLUS = 2**32
 """Seeds that are left free behind the last repetition: a last batch may be larger than what is left of its images."""
 COUNTED_IMAGES = 8
@@ -114,6 +117,7 @@ class Evaluator:
         num_images: images for each evaluation.
         batch_size: images at once.
         protocol: of the judge, by default the backbone's own; see `genenv.metrics.judge.Judge`.
+        needs_judge: refuse a backbone whose tier has no judge. Otherwise its images have no metrics.
 
     Raises:
         ValueError: if there is no such id, or too few or many images.
@@ -126,6 +130,7 @@ class Evaluator:
         num_images: int = 2000,
         batch_size: int = 250,
         protocol: str | None = None,
+        needs_judge: bool = True,
     ):
         kwargs = defaults(env_id) | dict(env_kwargs or {})
         kwargs |= {"contexts": LABEL_PLAN, "reward": "none", "autoreset_mode": "Disabled", "output": "torch"}
@@ -136,8 +141,12 @@ class Evaluator:
         self.num_images = num_images
         self.backbone: str = kwargs["backbone"]
         device = torch_device(str(kwargs.get("device", "cpu")))
-        self.judge = Judge(self.backbone, protocol, device)  # first: released generators are slow to load
-        check_number(self.judge.extractor, num_images)
+        self._judge: Judge | None = None
+        if needs_judge or tier_of(self.backbone).judges:
+            self._judge = Judge(
+                self.backbone, protocol, device
+            )  # first: released generators are slow to load
+            check_number(self._judge.extractor, num_images)
         self.env = gym.make_vec(env_id, num_envs=min(batch_size, num_images), **kwargs)
 
     def __call__(
@@ -157,12 +166,14 @@ class Evaluator:
             progress: called with the number of images of every batch.
         """
         started = time.perf_counter()
-        measurement = Measurement(self.judge.extractor, self.num_images)
+        extractor = None if self._judge is None else self._judge.extractor
+        measurement = None if extractor is None else Measurement(extractor, self.num_images)
         kept, spent = [], torch.zeros((), dtype=torch.float64, device=unwrapped(self.env).device)
         for start in range(0, self.num_images, self.env.num_envs):
             size = min(self.env.num_envs, self.num_images - start)
             batch = generate(self.env, actor, size, seed + start, Stream.HELD_OUT)
-            measurement.update(batch.images, batch.context)
+            if measurement is not None:
+                measurement.update(batch.images, batch.context)
             if start + size <= KEPT_IMAGES or not kept:
                 kept.append(batch)
             spent += batch.diagnostics["nfe"][-1].sum() if "nfe" in batch.diagnostics else torch.nan
@@ -170,21 +181,30 @@ class Evaluator:
                 progress(size)
         nfe = spent.item() / self.num_images  # waits for the device
         seconds = time.perf_counter() - started
-        metrics = measurement.metrics()
+        metrics = {} if measurement is None else measurement.metrics()
         return Evaluation(
             metrics=metrics,
             episode=Episode.concatenate(kept),
-            protocol=self.judge.extractor.protocol,
-            judge_sha256=self.judge.extractor.sha256,
-            reference_sha256=self.judge.extractor.reference.sha256,
+            protocol=NO_JUDGE if extractor is None else extractor.protocol,
+            judge_sha256="" if extractor is None else extractor.sha256,
+            reference_sha256="" if extractor is None else extractor.reference.sha256,
             num_images=self.num_images,
             label_plan=LABEL_PLAN,
             seeds=(seed, seed + self.num_images - 1),
-            intervals=measurement.intervals(metrics) if intervals else {},
+            intervals=measurement.intervals(metrics) if intervals and measurement is not None else {},
             nfe=None if math.isnan(nfe) else nfe,
             images_per_second=self.num_images / seconds,
-            class_accuracy=measurement.class_accuracy(),
+            class_accuracy=[] if measurement is None else measurement.class_accuracy(),
         )
+
+    @property
+    def judge(self) -> Judge:
+        """What judges the images; ValueError where the backbone's tier has no judge."""
+        return Judge(self.backbone) if self._judge is None else self._judge  # the first says so
+
+    def floor(self) -> dict[str, float]:
+        """Returns what real images reach among themselves, as of `genenv.metrics.judge.Judge.floor`."""
+        return {} if self._judge is None else self._judge.floor()
 
     def repetition(self, actor: Actor, seed: int, what: str, *, intervals: bool = False) -> Evaluation:
         """Returns the evaluation on the held-out images of a repetition, showing how far it has come.

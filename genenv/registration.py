@@ -21,7 +21,7 @@ PARADIGMS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdaGen/DiT-v0": ("genenv.envs.diffusion", {"num_steps": 8}),
     "AdaGen/SiT-v0": ("genenv.envs.flow", {"num_steps": 8}),
     "PolicyTuning/Tokens-v0": ("genenv.envs.tokens", {}),
-    "AdaScope/Denoising-v0": ("genenv.envs.denoising", {"num_steps": 20}),
+    "AdaScope/Denoising-v0": ("genenv.envs.denoising", {}),
     "ART/Clock-v0": ("genenv.envs.clock", {"num_steps": 8, "reward": "none"}),
     "ART/GaussianMixture-v0": (
         "genenv.envs.gaussian_mixture",

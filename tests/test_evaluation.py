@@ -12,6 +12,7 @@ from genenv.evaluation import Evaluator, evaluate, first_seed, pool
 from genenv.metrics.intervals import student
 from genenv.rng import MAX_SEED, Stream
 from genenv.rollout import generate, static_actor
+from genenv.tiers import tier_of
 
 ENV_ID = "AdaGen/MaskGIT-v0"
 NAMES = {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score", "accuracy"}
@@ -244,3 +245,18 @@ def test_a_protocol_of_another_tier_is_refused():
         ValueError, match="protocol must be one of digits for backbone 'digits', got 'adagen'"
     ):
         Evaluator(ENV_ID, protocol="adagen")
+
+
+def test_images_without_a_judge_have_no_metrics(monkeypatch):
+    tier = dataclasses.replace(tier_of("digits"), judges={})
+    monkeypatch.setattr("genenv.evaluation.tier_of", lambda backbone: tier)
+    monkeypatch.setattr("genenv.metrics.judge.tier_of", lambda backbone: tier)
+    with pytest.raises(ValueError, match="tier 'digits' has no judge"):
+        Evaluator("AdaGen/MaskGIT-v0", {"num_steps": 1}, 6)
+    evaluator = Evaluator("AdaGen/MaskGIT-v0", {"num_steps": 1}, 6, needs_judge=False)
+    found = evaluator(static_actor(evaluator.env), intervals=True)
+    assert (found.metrics, found.intervals, found.class_accuracy) == ({}, {}, [])
+    assert (found.protocol, evaluator.floor()) == ("none", {})
+    assert found.episode.images.shape == (6, 1, 8, 8)
+    with pytest.raises(ValueError, match="tier 'digits' has no judge"):
+        evaluator.judge  # noqa: B018

@@ -384,7 +384,7 @@ def test_the_older_name_of_the_transformer_is_known(copy_of):
 def test_a_pipeline_has_a_tier(folders, copy_of):
     tier = tier_of(str(folders / "prompts"))
     assert (tier.name, tier.image_shape, tuple(tier.class_names)) == ("stable-diffusion", (3, 16, 16), ())
-    assert available(str(folders / "prompts")) == ["clip", "hpsv2", "hpsv2.0", "pickscore"]
+    assert available(str(folders / "prompts")) == ["clip", "hpsv2", "hpsv2.0", "pickscore", "png_size"]
     assert tier.prompts() == ()
     for what in ("judges", "real_images", "discriminator"):
         with pytest.raises(ValueError, match="tier 'stable-diffusion' has no"):
@@ -395,7 +395,7 @@ def test_a_pipeline_has_a_tier(folders, copy_of):
     assert tier.prompts()[17] == "a photo of a class 17"
     change(folder / "model_index.json", id2label=None)
     assert list(tier_of(str(folder)).class_names) == [str(label) for label in range(1000)]
-    assert available(str(folder)) == []
+    assert available(str(folder)) == ["png_size"]
 
 
 def test_a_pipeline_that_is_damaged_has_no_tier(copy_of):

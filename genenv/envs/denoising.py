@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from genenv.actions import Deviation, DeviationActions, LatentActions
 from genenv.envs import diffusion, flow
-from genenv.envs.ode import ODESampler
+from genenv.envs.ode import Diffusion, ODESampler
 from genenv.fields import LATENT_LIMIT, Field, latent_field, limit_latents, shown_features
+from genenv.pipelines import load_pipeline
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng
 from genenv.solvers import per_image
-from genenv.tiers import backbones_with_any, choose_part
+from genenv.tiers import backbones_with_any, choose_part, tier_of
 from genenv.transitions import TRANSITIONS, Transition
 
 NETWORKS: dict[str, tuple[Callable[..., ODESampler], str]] = {
@@ -30,6 +31,8 @@ NETWORKS: dict[str, tuple[Callable[..., ODESampler], str]] = {
 }
 """Networks that have a path, the preferred one first -> what makes their sampler, and their usual transition: that of
 DDPO (Black et al. 2024) and of Flow-GRPO (arXiv 2505.05470)."""
+PIPELINES = ("stable-diffusion", "dit")
+"""Tiers of pipelines in folders of diffusers."""
 SMALLEST_STD = 1e-5
 """Least standard deviation, in latents of the scale of 1, of which float32 tells a density."""
 
@@ -107,7 +110,7 @@ class DenoisingSampler:
 
     def __init__(
         self,
-        generator: ODESampler,
+        generator: Diffusion,
         times: Tensor,
         transition: Transition,
         guidance_weight: float = 0.0,
@@ -265,38 +268,79 @@ def make_sampler(
     transition: str | None = None,
     eta: float | None = None,
     guidance_weight: float | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> DenoisingSampler:
-    """Returns the sampler of a named backbone's denoising steps, evenly spaced in the path's time.
+    """Returns the sampler of a named backbone's denoising steps, or of a pipeline's in a folder of diffusers.
+
+    The times of a named backbone are evenly spaced, those of a pipeline its scheduler's, the last one that of the
+    least noise: next to the data, so that the last decision has a density too.
 
     Args:
         backbone: see `genenv.make.vector`.
-        num_steps: decisions T, by default 20.
+        num_steps: decisions T, by default 20, of a pipeline 50.
         device: where the network runs.
         dtype: of the network.
         needs_features: predict before each decision, for "mean", "std", "denoised" and "features".
         compile: run the network through torch.compile.
-        network: which one of a backbone that has both of `NETWORKS`, by default the first.
-        transition: one of `genenv.transitions.TRANSITIONS`; by default "ddim" of DiT, "flow-sde" of SiT.
+        network: which one of a backbone that has both of `NETWORKS`, by default the first; a pipeline has one.
+        transition: one of `genenv.transitions.TRANSITIONS`; by default "flow-sde" of SiT, "ddim" of others.
         eta: its strength of noise; by default 1 of "ddim", 0.7 of "flow-sde".
         guidance_weight: w of c + w (c - u), constant; 0, the default, for none.
+        prompts: what there is to show, for a pipeline that takes texts; None for labels.
 
     Raises:
         ValueError: if a value is not legal, or the backbone has no such network.
     """
-    part = choose_part(backbone, network, NETWORKS, "diffusion transformer")
-    make, usual = NETWORKS[part]
-    rule = usual if transition is None else transition
-    if rule not in TRANSITIONS:
+    if transition not in (None, *TRANSITIONS):
         raise ValueError(f"transition must be one of {', '.join(TRANSITIONS)}, got {transition!r}")
-    kind = TRANSITIONS[rule]
     weight = 0.0 if guidance_weight is None else guidance_weight
     if not 0 <= weight < math.inf:
         raise ValueError(f"guidance_weight must be finite and at least 0, got {guidance_weight}")
-    steps = 20 if num_steps is None else num_steps
-    if steps < 1:
+    if num_steps is not None and num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    generator = make(backbone, None, device, dtype, False, compile)
-    first, last = generator.params[0].static[[0, -1]].tolist()
-    times = torch.linspace(first, last, steps + 1, dtype=torch.float64)
-    moved = kind(generator.path, kind.usual if eta is None else float(eta))
-    return DenoisingSampler(generator, times, moved, weight, needs_features)
+    if tier_of(backbone).name in PIPELINES:
+        generator, times = _of_pipeline(backbone, num_steps or 50, device, dtype, compile, network, prompts)
+        rule = transition or "ddim"
+    else:
+        if prompts is not None:
+            raise ValueError(f"prompts must be None for {backbone!r}, which shows labels, got {prompts!r}")
+        part = choose_part(backbone, network, NETWORKS, "diffusion transformer")
+        make, usual = NETWORKS[part]
+        rule, steps = transition or usual, num_steps or 20
+        generator = make(backbone, None, device, dtype, False, compile)
+        first, last = generator.params[0].static[[0, -1]].tolist()
+        times = torch.linspace(first, last, steps + 1, dtype=torch.float64)
+    kind = TRANSITIONS[rule]
+    drawn = kind(generator.path, kind.usual if eta is None else float(eta))
+    return DenoisingSampler(generator, times, drawn, weight, needs_features)
+
+
+def _of_pipeline(
+    backbone: str,
+    num_steps: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    compile: bool,
+    network: str | None,
+    prompts: Sequence[str] | None,
+) -> tuple[Diffusion, Tensor]:
+    """Returns the generator in a pipeline's folder, and the times of its decisions."""
+    pipeline = load_pipeline(backbone, prompts, dtype, device=device)
+    part = pipeline.network.part
+    if network not in (None, part):
+        raise ValueError(f"network must be {part!r}, the only one of {backbone!r}, or None, got {network!r}")
+    times = pipeline.times(num_steps)
+    # Some schedulers' last time is that of the least noise already.
+    times = torch.cat([times, times.new_zeros(1)]) if times[-1] > 0 else pipeline.times(num_steps + 1)
+    generator = Diffusion(
+        torch.compile(pipeline.network) if compile else pipeline.network,
+        pipeline.decoder,
+        pipeline.path,
+        latent_shape=pipeline.latent_shape,
+        num_tokens=0,
+        feature_dim=1,
+        condition=pipeline.condition,
+        image_shape=pipeline.image_shape,
+        guided_channels=pipeline.latent_shape[0],
+    )
+    return generator, times

@@ -55,7 +55,98 @@ class ODEState:
     prediction: Prediction | None
 
 
-class ODESampler:
+class Diffusion:
+    """A network on a path between noise and data: what it predicts of latents, under guidance.
+
+    Args:
+        network: (latents (M, C, h, w), times (M,), condition (M, ...)) -> output (M, C, h, w), features (M, L, D).
+        decoder: latents (N, C, h, w) -> images (N, C', H, W) in [0, 1].
+        path: between noise and data.
+        latent_shape: (C, h, w).
+        num_tokens: L.
+        feature_dim: D.
+        condition: what the network is given for a context, and for none.
+        image_shape: (C', H, W).
+        guided_channels: guidance acts on this many of the first channels.
+        time_scale: the network's times over the path's.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+        decoder: Callable[[Tensor], Tensor],
+        path: NoisePath,
+        *,
+        latent_shape: tuple[int, int, int],
+        num_tokens: int,
+        feature_dim: int,
+        condition: Condition,
+        image_shape: tuple[int, int, int],
+        guided_channels: int,
+        time_scale: float = 1.0,
+    ):
+        self.network, self.decoder, self.path = network, decoder, path
+        self.condition, self.image_shape = condition, image_shape
+        self.guided_channels, self.time_scale = guided_channels, time_scale
+        self.fields = {
+            "latents": latent_field(latent_shape),
+            "features": feature_field(num_tokens, feature_dim),
+        }
+
+    @property
+    def num_contexts(self) -> int:
+        """How many contexts the network knows."""
+        return self.condition.num_contexts
+
+    def noise(self, rng: BatchRng) -> Tensor:
+        """Returns the noise (N, C, h, w) float32 that images start from."""
+        return rng.at(0).normal(*self.fields["latents"].shape, purpose=Purpose.START).float()
+
+    def guided(self, prediction: Prediction, weight: Tensor) -> Tensor:
+        """Returns the output (N, C, h, w) under classifier-free guidance with weights (N,)."""
+        output = prediction.conditional.float()
+        if prediction.unconditional is None:
+            return output
+        difference = output - prediction.unconditional.float()
+        difference[:, self.guided_channels :] = 0
+        return output + weight.float()[:, None, None, None] * difference
+
+    def denoise(
+        self, latents: Tensor, time: Tensor, context: Context, weight: Tensor | None = None
+    ) -> Tensor:
+        """Returns the data (N, C, h, w) that the network expects behind noisy latents, with gradients to its weights.
+
+        Without guidance that is the mean E[data | latents] of a network that was trained well.
+
+        Args:
+            latents: (N, C, h, w).
+            time: (N,) float64, of the path.
+            context: (N,).
+            weight: guidance weights (N,); None for none.
+        """
+        return self.path.data(latents, time, self._output(latents, time, context, weight))
+
+    def denoiser(self, context: Context, weight: Tensor | None = None) -> PathDenoiser:
+        """Returns D(x; sigma) for contexts (N,) and guidance weights (N,), at x = data + sigma noise."""
+        return PathDenoiser(self.path, lambda latents, time: self._output(latents, time, context, weight))
+
+    def predict(self, latents: Tensor, time: Tensor, context: Context, guided: bool) -> Prediction:
+        """Returns what the network says at times (N,) of the path: one call, of 2N rows where guided."""
+        number, time = len(latents), (self.time_scale * time).float()
+        condition = self.condition.given(context)
+        if guided:
+            latents, time = latents.repeat(2, 1, 1, 1), time.repeat(2)
+            condition = both(self.condition, context)
+        output, features = self.network(latents, time, condition)
+        return Prediction(output[:number], output[number:] if guided else None, features[:number])
+
+    def _output(self, latents: Tensor, time: Tensor, context: Context, weight: Tensor | None) -> Tensor:
+        """Returns what the network says (N, C, h, w) at times (N,), guided by weights (N,) that are not None."""
+        prediction = self.predict(latents, time, context, guided=weight is not None)
+        return prediction.conditional.float() if weight is None else self.guided(prediction, weight)
+
+
+class ODESampler(Diffusion):
     """Takes noise to an image in T decisions.
 
     Decision 0 sets the time that the noise is taken to be at; its guidance weight has no effect. Each later one
@@ -64,21 +155,13 @@ class ODESampler:
     which only absurd guidance reaches, so that networks in half precision survive it.
 
     Args:
-        network: (latents (M, C, h, w), times (M,), condition (M, ...)) -> output (M, C, h, w), features (M, L, D).
-        decoder: latents (N, C, h, w) -> images (N, C', H, W) in [0, 1].
-        path: between noise and data.
+        network, decoder, path: see `Diffusion`.
         solver: the rule of the steps.
         params: time, guidance_weight.
-        latent_shape: (C, h, w).
-        num_tokens: L.
-        feature_dim: D.
-        condition: what the network is given for a context, and for none.
-        image_shape: (C', H, W).
-        guided_channels: guidance acts on this many of the first channels.
-        time_scale: the network's times over the path's.
         last_solver: the rule of the last decision, where it is another: Euler's, to reach the data themselves.
         needs_features: predict before each decision, so that a policy can see the features. Otherwise the
             prediction waits for the guidance weight, and its unconditional half is left out where all weights are 0.
+        diffusion: the other arguments of `Diffusion`.
     """
 
     stochastic = False
@@ -91,31 +174,14 @@ class ODESampler:
         solver: Solver,
         params: Sequence[ScheduleParam],
         *,
-        latent_shape: tuple[int, int, int],
-        num_tokens: int,
-        feature_dim: int,
-        condition: Condition,
-        image_shape: tuple[int, int, int],
-        guided_channels: int,
-        time_scale: float = 1.0,
         last_solver: Solver | None = None,
         needs_features: bool = False,
+        **diffusion: Any,
     ):
-        self.network, self.decoder, self.path, self.solver = network, decoder, path, solver
-        self.last_solver = last_solver or solver
+        super().__init__(network, decoder, path, **diffusion)
+        self.solver, self.last_solver = solver, last_solver or solver
         self.params, self.horizon = tuple(params), len(params[0].static)
-        self.condition, self.image_shape = condition, image_shape
-        self.guided_channels, self.time_scale = guided_channels, time_scale
         self.needs_features = needs_features
-        self.fields = {
-            "latents": latent_field(latent_shape),
-            "features": feature_field(num_tokens, feature_dim),
-        }
-
-    @property
-    def num_contexts(self) -> int:
-        """How many contexts the network knows."""
-        return self.condition.num_contexts
 
     def actions(self, mode: str, device: torch.device) -> ScheduleActions:
         """Returns how actions become times and guidance weights."""
@@ -124,10 +190,6 @@ class ODESampler:
     def start(self, context: Context, rng: BatchRng) -> ODEState:
         """Returns standard normal noise."""
         return self.begin(context, self.noise(rng))
-
-    def noise(self, rng: BatchRng) -> Tensor:
-        """Returns the noise (N, C, h, w) float32 that images start from."""
-        return rng.at(0).normal(*self.fields["latents"].shape, purpose=Purpose.START).float()
 
     def begin(self, context: Context, noise: Tensor) -> ODEState:
         """Returns the state before the first decision with given noise (N, C, h, w)."""
@@ -164,34 +226,6 @@ class ODESampler:
         """Returns the rule of a decision."""
         return self.last_solver if step == self.horizon - 1 else self.solver
 
-    def guided(self, prediction: Prediction, weight: Tensor) -> Tensor:
-        """Returns the output (N, C, h, w) under classifier-free guidance with weights (N,)."""
-        output = prediction.conditional.float()
-        if prediction.unconditional is None:
-            return output
-        difference = output - prediction.unconditional.float()
-        difference[:, self.guided_channels :] = 0
-        return output + weight.float()[:, None, None, None] * difference
-
-    def denoise(
-        self, latents: Tensor, time: Tensor, context: Context, weight: Tensor | None = None
-    ) -> Tensor:
-        """Returns the data (N, C, h, w) that the network expects behind noisy latents, with gradients to its weights.
-
-        Without guidance that is the mean E[data | latents] of a network that was trained well.
-
-        Args:
-            latents: (N, C, h, w).
-            time: (N,) float64, of the path.
-            context: (N,).
-            weight: guidance weights (N,); None for none.
-        """
-        return self.path.data(latents, time, self._output(latents, time, context, weight))
-
-    def denoiser(self, context: Context, weight: Tensor | None = None) -> PathDenoiser:
-        """Returns D(x; sigma) for contexts (N,) and guidance weights (N,), at x = data + sigma noise."""
-        return PathDenoiser(self.path, lambda latents, time: self._output(latents, time, context, weight))
-
     def decode(self, state: ODEState) -> Tensor:
         """Returns images (N, C', H, W) of the latents as they are, noise included."""
         return self.decoder(state.latents).float()
@@ -204,21 +238,6 @@ class ODESampler:
     def diagnostics(self, state: ODEState) -> dict[str, Tensor]:
         """Returns the network evaluations so far, and the time of the latents after the limits."""
         return {"nfe": state.calls, "time": state.time.float()}
-
-    def predict(self, latents: Tensor, time: Tensor, context: Context, guided: bool) -> Prediction:
-        """Returns what the network says at times (N,) of the path: one call, of 2N rows where guided."""
-        number, time = len(latents), (self.time_scale * time).float()
-        condition = self.condition.given(context)
-        if guided:
-            latents, time = latents.repeat(2, 1, 1, 1), time.repeat(2)
-            condition = both(self.condition, context)
-        output, features = self.network(latents, time, condition)
-        return Prediction(output[:number], output[number:] if guided else None, features[:number])
-
-    def _output(self, latents: Tensor, time: Tensor, context: Context, weight: Tensor | None) -> Tensor:
-        """Returns what the network says (N, C, h, w) at times (N,), guided by weights (N,) that are not None."""
-        prediction = self.predict(latents, time, context, guided=weight is not None)
-        return prediction.conditional.float() if weight is None else self.guided(prediction, weight)
 
     def _solve(self, state: ODEState, weight: Tensor, time: Tensor) -> ODEState:
         """Returns the state after one solver evaluation on the way to `time`."""

@@ -371,3 +371,71 @@ def test_another_environment_is_refused():
     with pytest.raises(ValueError, match=r"an id with its sampler, got one of MaskGITSampler"):
         sampler_of(gym.make_vec("AdaGen/MaskGIT-v0", num_envs=2))
     assert unwrapped(adascope.make_env(SMALL)).num_envs == 12
+
+
+PROMPTS = ("a handwritten three", "seven", "a four")
+
+
+def brightness(backbone, device):
+    return lambda images, context: images.mean((1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    pytest.importorskip("diffusers")
+    from pipeline_folders import prompt_pipeline
+
+    folder = tmp_path_factory.mktemp("pipelines") / "prompts"
+    prompt_pipeline(folder)
+    return str(folder)
+
+
+def test_a_stable_diffusion_is_tuned_and_read_by_plain_diffusers(pipeline, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    name = f"{__name__}:brightness"
+    config = change(
+        backbone=pipeline,
+        prompts=PROMPTS,
+        reward=name,
+        semantic=name,
+        guidance_weight=4.0,
+        lora_rank=2,
+        scope="adaptive",
+        num_iterations=2,
+        eval_interval=1,
+        eval_images=6,
+        host="dpok",
+        learning_rate=((0, 1e-2),),
+    )
+    result = train(config, tmp_path / "run")
+    assert result.learned.metrics == {}
+    assert result.learned.episode.images.shape == (6, 3, 16, 16)
+    assert not torch.equal(result.learned.episode.images, result.handcrafted.episode.images)
+    trainer = Trainer(config)
+    trainer.load_state_dict(torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True))
+    assert {"lora_A", "lora_B"} == {
+        n.split(".")[-3] for n, p in trainer.network.named_parameters() if p.requires_grad
+    }
+    latents, time = torch.randn(3, 4, 8, 8), torch.tensor([900.0, 500.0, 3.0])
+    states = trainer.sampler.generator.condition.given(torch.arange(3))
+    with torch.no_grad():
+        expected = trainer.network(latents, time, states)[0]
+        plain = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "generator")
+        torch.testing.assert_close(plain.unet(latents, time, states).sample, expected, atol=1e-5, rtol=1e-4)
+        base = StableDiffusionPipeline.from_pretrained(pipeline)
+        assert not torch.allclose(base.unet(latents, time, states).sample, expected, atol=1e-4)
+        base.load_lora_weights(tmp_path / "run" / "lora")
+        torch.testing.assert_close(base.unet(latents, time, states).sample, expected, atol=1e-5, rtol=1e-4)
+    again = gym.make_vec(
+        "AdaScope/Denoising-v0",
+        backbone=str(tmp_path / "run" / "generator"),
+        prompts=list(PROMPTS),
+        reward="none",
+    )
+    assert unwrapped(again).sampler.horizon == 50
+
+
+def test_a_critic_needs_hidden_states(pipeline):
+    with pytest.raises(ValueError, match=r"host must be another than 'tdpo' .* shows no hidden states"):
+        Trainer(change(host="tdpo", backbone=pipeline, prompts=PROMPTS))
