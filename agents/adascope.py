@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import math
 import statistics
 import time
@@ -41,7 +40,7 @@ from agents.tuned import add_lora, save_lora, write_generator
 from genenv import rewards
 from genenv.distributed import sum_over_ranks
 from genenv.envs.denoising import NETWORKS, DenoisingSampler, log_density
-from genenv.evaluation import Evaluator
+from genenv.evaluation import Evaluation, Evaluator
 from genenv.export import GENERATOR
 from genenv.pipelines import NoisePredictor
 from genenv.protocols import Actor, Decision, Observation, StatefulReward
@@ -703,14 +702,31 @@ def make_reward(spec: str, config: Config, device: str) -> Mixture:
     return made
 
 
-def check_single(reward: Mixture, field: str) -> None:
-    """Raises a ValueError for a reward that cannot look at a few unfinished images."""
+def compared(reward: Mixture) -> str | None:
+    """Returns the name of a component that compares images with each other, or with earlier ones; None without one."""
     for name, component in reward.rewards.items():
         if isinstance(component, StatefulReward) or getattr(component, "min_images", 1) > 1:
-            raise ValueError(
-                f"{field} must judge each image for itself with an adaptive scope, which looks at a few before they "
-                f"are finished, got {name!r}; use scope='full' or 'fixed:START:END'"
-            )
+            return name
+    return None
+
+
+def check_single(reward: Mixture, field: str) -> None:
+    """Raises a ValueError for a reward that cannot look at a few unfinished images."""
+    name = compared(reward)
+    if name is not None:
+        raise ValueError(
+            f"{field} must judge each image for itself with an adaptive scope, which looks at a few before they are "
+            f"finished, got {name!r}; use scope='full' or 'fixed:START:END'"
+        )
+
+
+def with_reward(evaluation: Evaluation, reward: Mixture) -> Evaluation:
+    """Returns an evaluation with the mean reward of its kept images, where they are not compared with each other."""
+    if compared(reward) is not None:
+        return evaluation
+    episode = evaluation.episode
+    mean = reward(episode.images, episode.context).double().mean().item()
+    return dataclasses.replace(evaluation, metrics=evaluation.metrics | {"reward": mean})
 
 
 def write(network: nn.Module, config: Config, out: Path) -> None:
@@ -743,15 +759,19 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
         runs.check_free(out)
     trainer = Trainer(config)
     evaluator = Evaluator(config.env_id, config.env_kwargs, config.eval_images, needs_judge=False)
-    evaluate = functools.partial(evaluator.repetition, seed=config.seed, intervals=True)
     actor = generator_policy(evaluator.env)
+
+    def evaluate(what: str) -> Evaluation:
+        evaluation = evaluator.repetition(actor, config.seed, what, intervals=True)
+        return with_reward(evaluation, trainer.reward)
+
     with runs.open_run(config, out, trainer, resume) as run:
-        before = run.evaluated_once(lambda: evaluate(actor, what="what there was before"))
+        before = run.evaluated_once(lambda: evaluate("what there was before"))
         sampler_of(evaluator.env).use(trainer.kept)
         learned = learn(
             trainer,
             run,
-            lambda: evaluate(actor, what="what there is"),
+            lambda: evaluate("what there is"),
             config.num_iterations,
             config.eval_interval,
             config.checkpoint_interval,

@@ -60,7 +60,7 @@ class Config(Task):
         finite = all(0 <= weight < math.inf for weight in self.weights)
         if not self.weights or len(set(self.weights)) < len(self.weights) or not finite:
             raise ValueError(f"weights must be different finite numbers from 0 on, got {self.weights}")
-        known = [name for name in METRICS if name not in ("clip", "hpsv2", "clip_score", "w2")]
+        known = [name for name in METRICS if name not in ("clip", "hpsv2", "clip_score", "reward", "w2")]
         for name in self.against:
             if name not in (*known, *self.rewards):
                 raise ValueError(f"against must be two of {', '.join((*known, *self.rewards))}, got {name!r}")

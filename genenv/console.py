@@ -50,5 +50,6 @@ def exit_status(
 
 def print_table(console: Console, table: Table) -> None:
     """Prints a table of many columns."""
-    console.width = max(console.width, 130)  # a cell that is wrapped cannot be read
+    needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.width = max(console.width, needed)  # a cell that is wrapped cannot be read
     console.print(table)

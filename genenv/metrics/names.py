@@ -32,6 +32,7 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", 1, ".1%"),
     "clip_score": Metric("CLIP score", 1, ".3f"),
     "w2": Metric("W2", -1, ".4f"),
+    "reward": Metric("reward", 1, ".3f"),
     "clip": Metric("CLIP", 1, ".3f"),
     "hpsv2": Metric("HPSv2", 1, ".3f"),
     "nfe": Metric("network evaluations", -1, ".1f"),

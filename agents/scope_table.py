@@ -1,0 +1,191 @@
+"""What a scope saves: runs of agents.adascope by host and scope, against those of their host with the full one.
+
+for scope in full adaptive fixed:2:12 random:10; do for seed in 0 1 2; do
+  python -m agents.adascope --host ddpo --scope $scope --seed $seed --out runs/ddpo-$scope-$seed
+done; done
+python -m agents.scope_table --runs runs/ddpo-*
+
+A run is compared with the full one of its host and seed: how many minutes and floating point operations it took to the
+reward that the full one ended with, over those of the full one. Rewards are means over a few iterations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.box import SIMPLE
+from rich.table import Table
+
+from agents.adascope import Config
+from agents.console import CONSOLE
+from agents.runs import read_config
+from genenv.checkpoints import prepare_file, write_text
+from genenv.console import exit_status, print_table
+from genenv.json_text import read_object
+from genenv.metrics.intervals import interval
+from genenv.ranges import AT_LEAST_1, check
+from genenv.viz.report import read_records
+
+FULL = "full"
+COSTS = ("seconds", "flops")
+HELD_OUT = ("reward", "fid", "recall", "coverage", "accuracy")
+TITLES = {
+    "share": "decisions",
+    "iteration": "s/iteration",
+    "final": "final reward",
+    "seconds": "time to it",
+    "flops": "FLOPs to it",
+    "reward": "held-out reward",
+    "fid": "FID",
+}
+"""What columns are called, where it is not by their keys."""
+COLUMNS = ("share", "iteration", "final", *COSTS, *HELD_OUT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Which runs to compare."""
+
+    runs: tuple[Path, ...]
+    """Run directories of `agents.adascope`."""
+    window: Annotated[int, AT_LEAST_1] = 5
+    """Iterations whose mean reward counts as the reward at the last of them."""
+    json: Path | None = None
+    """File for the numbers of every run."""
+    trust_modules: bool = False
+    """Let the runs' configurations name Python modules, whose code then runs."""
+
+    def __post_init__(self):
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A finished run.
+
+    Attributes:
+        config: its configuration.
+        reward: the mean reward at each iteration, over the window that ends there; fewer at the start.
+        costs: {"seconds": ..., "flops": ...} up to each iteration.
+        share: mean share of decisions in the scope.
+        before, after: held-out metrics.
+    """
+
+    config: Config
+    reward: list[float]
+    costs: dict[str, list[float]]
+    share: float
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+    def to_reach(self, reward: float, cost: str) -> float:
+        """Returns what it cost to reach a reward, infinity where it was not reached."""
+        for value, spent in zip(self.reward, self.costs[cost], strict=True):
+            if value >= reward:
+                return spent
+        return math.inf
+
+
+def read_curve(run: Path, window: int, trust_modules: bool = False) -> Curve:
+    """Returns a finished run.
+
+    Raises:
+        ValueError: if it is not finished, or not one of the agent.
+    """
+    config = read_config(Config, run, trust_modules)
+    if not (run / "summary.json").is_file():
+        raise ValueError(f"{run} is not finished: continue it with python -m agents.adascope --resume {run}")
+    rows = {row["name"]: row for row in read_object(run / "summary.json")["rows"]}
+    records: list[dict[str, Any]] = [record for record in read_records(run) if "reward" in record]
+    rewards = [record["reward"] for record in records]
+    seconds = [sum(v for name, v in record.items() if name.startswith("seconds/")) for record in records]
+    return Curve(
+        config,
+        [statistics.fmean(rewards[max(0, i + 1 - window) : i + 1]) for i in range(len(rewards))],
+        {"seconds": list(itertools.accumulate(seconds)), "flops": [record["flops"] for record in records]},
+        statistics.fmean(record["scope/share"] for record in records),
+        rows["base"],
+        rows["tuned"],
+    )
+
+
+def row_of(curve: Curve, full: Curve | None) -> dict[str, float]:
+    """Returns the numbers of a run, {column: value}.
+
+    Args:
+        curve: the run.
+        full: that of its host and seed with the full scope, None where there is none.
+    """
+    row = {
+        "share": curve.share,
+        "iteration": curve.costs["seconds"][-1] / len(curve.reward),
+        "final": curve.reward[-1],
+    }
+    if full is not None:
+        goal = full.reward[-1]
+        row |= {cost: curve.to_reach(goal, cost) / full.to_reach(goal, cost) for cost in COSTS}
+    return row | {name: curve.after[name] for name in HELD_OUT if name in curve.after}
+
+
+def rows_of(curves: Mapping[Path, Curve]) -> Iterator[tuple[Path, tuple[str, str, str], dict[str, float]]]:
+    """Yields each run, its (reward, host, name or scope), and its numbers."""
+
+    def task(curve: Curve) -> tuple[Any, ...]:
+        config = curve.config
+        return config.reward, config.host, config.seed, config.env_id, json.dumps(config.env_kwargs)
+
+    full = {task(curve): curve for curve in curves.values() if curve.config.scope == FULL}
+    for run, curve in curves.items():
+        config = curve.config
+        name = (config.reward, config.host, config.name or config.scope)
+        yield run, name, row_of(curve, full.get(task(curve)))
+
+
+def cell(values: Sequence[float]) -> str:
+    """Returns mean and interval of a column; how often it was reached where it was not always."""
+    reached = [value for value in values if math.isfinite(value)]
+    if len(reached) < len(values):
+        return f"{len(reached)} of {len(values)}" + (f", {interval(reached)}" if reached else "")
+    return interval(values)
+
+
+def main(arguments: Arguments) -> None:
+    """Prints a table for every reward, a row for every host and scope: means and 95 % intervals over the seeds."""
+    if arguments.json is not None:
+        prepare_file(arguments.json)
+    curves = {run: read_curve(run, arguments.window, arguments.trust_modules) for run in arguments.runs}
+    if not curves:
+        raise ValueError("runs must name at least one run directory, got none")
+    groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
+    for curve in curves.values():
+        base = {name: curve.before[name] for name in HELD_OUT if name in curve.before}
+        groups.setdefault((curve.config.reward, "base", ""), []).append(base)
+    every = []
+    for run, name, row in rows_of(curves):
+        groups.setdefault(name, []).append(row)
+        every.append({"run": str(run), "reward_name": name[0], "host": name[1], "scope": name[2], **row})
+    if arguments.json is not None:
+        write_text(arguments.json, json.dumps(every, indent=2, allow_nan=True) + "\n")
+    columns = [column for column in COLUMNS if any(column in row for rows in groups.values() for row in rows)]
+    for reward in dict.fromkeys(name[0] for name in groups):
+        table = Table("host", "scope", *(TITLES.get(c, c) for c in columns), "runs", title=reward, box=SIMPLE)
+        for (of, *name), rows in sorted(groups.items(), key=lambda item: (item[0][1] != "base", item[0])):
+            if of == reward:
+                cells = [
+                    cell([row[c] for row in rows]) if all(c in row for row in rows) else "" for c in columns
+                ]
+                table.add_row(*name, *cells, str(len(rows)))
+        print_table(CONSOLE, table)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(tyro.cli(Arguments, description=__doc__))))

@@ -1,0 +1,84 @@
+import dataclasses
+import json
+import math
+
+import pytest
+
+from agents import scope_table
+from agents.adascope import Config, train
+from agents.scope_table import Arguments, Curve, cell, main, read_curve, row_of
+
+SMALL = Config(
+    num_groups=2,
+    group_size=2,
+    chunk_size=4,
+    num_steps=4,
+    num_iterations=3,
+    scope="full",
+    reward="classifier",
+    semantic="classifier",
+    eval_interval=3,
+    eval_images=70,
+)
+
+
+def curve(rewards, flops, seconds=None, share=1.0):
+    costs = {"flops": flops, "seconds": seconds or flops}
+    return Curve(SMALL, rewards, costs, share, {"fid": 1.0}, {"fid": 0.5, "recall": 0.8})
+
+
+def test_costs_are_those_of_reaching_what_the_full_scope_ended_with():
+    full = curve([0.1, 0.3, 0.5, 0.4], [10, 20, 30, 40], [1, 2, 3, 4])
+    part = curve([0.2, 0.4, 0.6, 0.7], [4, 8, 12, 16], [1, 2, 3, 4], share=0.4)
+    assert row_of(full, full) == {
+        "share": 1.0, "iteration": 1.0, "final": 0.4, "seconds": 1.0, "flops": 1.0, "fid": 0.5, "recall": 0.8,
+    }  # fmt: skip
+    found = row_of(part, full)  # both reach 0.4: at the second iteration, at the third
+    assert found["flops"] == pytest.approx(8 / 30)
+    assert found["seconds"] == pytest.approx(2 / 3)
+    assert found["share"] == 0.4
+    assert "flops" not in row_of(part, None)
+    slow = row_of(curve([0.1, 0.1, 0.2, 0.3], [1, 2, 3, 4]), full)
+    assert slow["flops"] == math.inf
+
+
+def test_a_cell_says_how_many_runs_got_there():
+    assert cell([1.0, 1.0]) == "1.000 ± 0.000"
+    assert cell([0.5, math.inf]).startswith("1 of 2, 0.5")
+    assert cell([math.inf]) == "0 of 1"
+
+
+def test_finished_runs_are_compared_by_host_and_scope(tmp_path, capsys):
+    for scope in ("full", "fixed:0:2"):
+        for seed in (0, 1):
+            config = dataclasses.replace(SMALL, scope=scope, seed=seed)
+            train(config, tmp_path / f"{scope.replace(':', '-')}-{seed}")
+    runs = tuple(sorted(path for path in tmp_path.iterdir()))
+    read = read_curve(runs[-1], window=2)
+    records = [json.loads(line) for line in (runs[-1] / "metrics.jsonl").read_text().splitlines()][1:]
+    rewards = [record["reward"] for record in records]
+    assert read.reward == pytest.approx([rewards[0], sum(rewards[:2]) / 2, sum(rewards[1:]) / 2])
+    assert read.costs["flops"] == [record["flops"] for record in records]
+    assert read.after["reward"] == records[-1]["held_out/reward"]
+    capsys.readouterr()
+    main(Arguments(runs, json=tmp_path / "table.json"))
+    text = capsys.readouterr().out
+    rows = [line.split() for line in text.splitlines()]
+    assert [row[:2] for row in rows if row and row[-1] in ("2", "4")] == [
+        ["base", next(row for row in rows if row and row[0] == "base")[1]],
+        ["ddpo", "fixed:0:2"],
+        ["ddpo", "full"],
+    ]
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert {row["scope"]: row["share"] for row in rows} == {"full": 1.0, "fixed:0:2": 0.5}
+    assert all(row["flops"] == 1.0 for row in rows if row["scope"] == "full")
+
+
+def test_an_unfinished_run_is_named(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    train(SMALL, run)
+    (run / "summary.json").unlink()
+    with pytest.raises(ValueError, match=r"run is not finished: continue it with python -m agents\.adascope"):
+        read_curve(run, 5)
+    with pytest.raises(ValueError, match="runs must name at least one run directory"):
+        scope_table.main(Arguments(()))
