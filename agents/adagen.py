@@ -51,6 +51,7 @@ class Config:
 
     agent: ClassVar[str] = "adagen"
     resumable: ClassVar[tuple[str, ...]] = (*runs.RESUMABLE, "chunk_size")
+    reward_fields: ClassVar[tuple[str, ...]] = runs.REWARD_FIELDS
 
     env_id: str = DEFAULT_ID
     """Registered environment."""

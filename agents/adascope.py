@@ -38,6 +38,7 @@ from agents.loop import Parts, Stateful, learn
 from agents.policy import training_env
 from agents.tuned import add_lora, save_lora, write_generator
 from genenv import rewards
+from genenv.actions import DeviationActions
 from genenv.distributed import sum_over_ranks
 from genenv.envs.denoising import NETWORKS, DenoisingSampler, log_density
 from genenv.evaluation import Evaluation, Evaluator
@@ -72,6 +73,7 @@ class Config:
 
     agent: ClassVar[str] = "adascope"
     resumable: ClassVar[tuple[str, ...]] = (*runs.RESUMABLE, "chunk_size")
+    reward_fields: ClassVar[tuple[str, ...]] = (*runs.REWARD_FIELDS, "semantic")
 
     env_id: str = DENOISING
     """Where the generator is tuned; its actions are deviations of latents."""
@@ -115,7 +117,7 @@ class Config:
     group_size: Annotated[int, AT_LEAST_1] = 16
     """Images of a group."""
     chunk_size: Annotated[int, AT_LEAST_1] = 256
-    """Images, or decisions, at once. It bounds the memory and changes no number."""
+    """Images, or decisions, at once; at least those of a group. It bounds the memory and changes no number."""
     num_iterations: Annotated[int, AT_LEAST_1] = 60
     """Rollouts, each followed by updates."""
     num_updates: Annotated[int, AT_LEAST_1] = 2
@@ -175,6 +177,22 @@ class Config:
             raise ValueError(
                 f"num_probes must be at most group_size, {self.group_size}, or None, got {self.num_probes}"
             )
+        if self.chunk_size < self.group_size:
+            raise ValueError(
+                f"chunk_size must be at least group_size, {self.group_size}, got {self.chunk_size}"
+            )
+        if self.statistics_least > self.statistics_size:
+            raise ValueError(
+                f"statistics_least must be at most statistics_size, {self.statistics_size}, got {self.statistics_least}"
+            )
+        if self.host == "ddpo-sf" and (self.num_updates, self.num_epochs) != (1, 1):
+            raise ValueError(
+                f"num_updates and num_epochs must be 1 with host 'ddpo-sf', whose loss is that of new samples, got "
+                f"{self.num_updates} and {self.num_epochs}"
+            )
+        for text in self.prompts or ():
+            if text.startswith("--") or text == "None":
+                raise ValueError(f"prompts must be texts, which {text!r} is not on a command line")
         in_pairs, by_groups = HOSTS[self.host].in_pairs, HOSTS[self.host].baseline == "group"
         if in_pairs and self.group_size % 2:
             raise ValueError(
@@ -184,7 +202,8 @@ class Config:
             raise ValueError(f"group_size must be at least 2 with host {self.host!r}, got {self.group_size}")
         units = self.num_groups * self.group_size // (1 + in_pairs)
         if self.num_updates > units:
-            raise ValueError(f"num_updates must be at most {units}, got {self.num_updates}")
+            what = "pairs" if in_pairs else "images"
+            raise ValueError(f"num_updates must be at most the {units} {what}, got {self.num_updates}")
 
     @property
     def parsed_scope(self) -> Scope:
@@ -226,31 +245,38 @@ class Rollout:
     group: Tensor
 
 
+PER_DECISION = ("latents", "old", "inside", "features")
+"""Fields of a rollout whose second axis is the images'."""
+
+
 class Probe:
     """Looks at what is expected of the images before each decision, and says which decisions count.
+
+    Images that share a window are its group, or one image; nobody looks at them any more once it is behind.
 
     Args:
         config: of the run.
         env: whose images come in whole groups.
-        semantic: whose curve is the semantic one.
         reward: what is maximised.
     """
 
-    def __init__(self, config: Config, env: gym.vector.VectorEnv, semantic: Mixture, reward: Mixture):
-        self.scope, self.env, self.semantic, self.reward = config.parsed_scope, env, semantic, reward
-        size, per_group = config.group_size, config.num_probes or config.group_size
-        self.shared = 1 if config.num_probes is None else size  # images that share a window
+    def __init__(self, config: Config, env: gym.vector.VectorEnv, reward: Mixture):
+        self.scope, self.env, self.reward = config.parsed_scope, env, reward
+        self.semantic: Mixture | None = None
+        self.sharing = 1 if config.num_probes is None else config.group_size
         rows = torch.arange(env.num_envs, device=unwrapped(env).device)
-        self.rows = rows[rows % size < per_group] if self.scope.needs_curves else rows[:0]
-        self.looks = 0  # images looked at so far
-        self.seconds = 0.0
-        self.begin()
+        self.rows = rows.view(-1, self.sharing)[:, : config.num_probes or 1]  # (windows, images looked at)
+        self.looks, self.seconds = 0, 0.0  # images looked at so far, and how long it took
+        if self.scope.needs_curves:
+            self.semantic = make_reward("semantic", config, str(rows.device))
+            for field, judge in (("reward", reward), ("semantic", self.semantic)):
+                check_single(judge, field)
+        self.begin(env.num_envs)
 
-    def begin(self) -> None:
-        """Forgets the curves of the images before."""
+    def begin(self, number: int) -> None:
+        """Forgets the images before; the first `number` of the new ones count, the others fill up the batch."""
         self.curves: tuple[list[Tensor], list[Tensor]] = ([], [])
-        self.last: Tensor | None = None
-        self._opened = False
+        self.behind = self.opened = self.rows[:, 0] >= number
 
     def __call__(self, observation: Observation) -> Tensor:
         """Returns whether the decision that follows an observation counts, (N,) bool."""
@@ -258,25 +284,33 @@ class Probe:
         step, horizon = inner.current_step, inner.sampler.horizon
         if not self.scope.needs_curves:
             return self.scope.inside(step, horizon, inner.rng)
-        if self.last is not None and not bool(self.last.any()) and self._opened:
-            return self.last  # every window is behind: nobody need look any more
         started = time.perf_counter()
-        decoder = inner.sampler.decoder  # type: ignore[attr-defined]
-        images = decoder(observation["denoised"][self.rows]).float()
-        context = observation["context"][self.rows]
-        total, parts = self.reward.judge(images, context)
-        names = list(self.semantic.rewards)
-        known = parts.get(names[0]) if len(names) == 1 else None
-        seen = self.semantic(images, context) if known is None else known
-        for curve, value in zip(self.curves, (seen, total), strict=True):
-            curve.append(value.view(-1, len(self.rows) * self.shared // self.env.num_envs).mean(1))
-        semantic, reward = (torch.stack(curve) for curve in self.curves)
-        inside = self.scope.inside(step, horizon, inner.rng, semantic, reward)
-        self._opened = (self.last is not None and self._opened) | bool(inside.all())
-        self.last = inside.repeat_interleave(self.shared)
-        self.looks += len(self.rows)
+        open_ = (~self.behind).nonzero()[:, 0]
+        inside = torch.zeros_like(self.behind)
+        if len(open_):
+            rows = self.rows[open_].flatten()
+            images = sampler_of(self.env).decoder(observation["denoised"][rows]).float()
+            for curve, value in zip(
+                self.curves, self.judge(images, observation["context"][rows]), strict=True
+            ):
+                point = curve[-1].clone() if curve else torch.zeros(len(self.rows), device=rows.device)
+                point[open_] = value.view(len(open_), -1).mean(1)
+                curve.append(point)
+            semantic, reward = (torch.stack(curve) for curve in self.curves)
+            inside = self.scope.inside(step, horizon, inner.rng, semantic, reward) & ~self.behind
+            self.opened = self.opened | inside
+            self.behind = self.opened & ~inside
+            self.looks += len(rows)
         self.seconds += time.perf_counter() - started
-        return self.last
+        return inside.repeat_interleave(self.sharing)
+
+    def judge(self, images: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the points of both curves, (M,) each, of previews (M, C, H, W); nobody is asked twice."""
+        assert self.semantic is not None
+        total, parts = self.reward.judge(images, context)
+        names = list(self.semantic.weights.items())
+        known = len(names) == 1 and names[0][1] == 1 and names[0][0] in parts
+        return (parts[names[0][0]] if known else self.semantic(images, context)), total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,12 +361,8 @@ class Trainer(Parts):
                         "hidden states to its critic"
                     )
                 self.critic = TemporalCritic(self.sampler.fields["features"].shape[-1]).to(self.device)
-        self.reward = make_reward(config.reward, config, str(self.device))
-        semantic = make_reward(config.semantic, config, str(self.device))
-        self.probe = Probe(config, self.env, semantic, self.reward)
-        if self.probe.scope.needs_curves:
-            check_single(self.reward, "reward")
-            check_single(semantic, "semantic")
+        self.reward = make_reward("reward", config, str(self.device))
+        self.probe = Probe(config, self.env, self.reward)
         self.statistics = ContextStatistics(
             inner.sampler.num_contexts, config.statistics_size, config.statistics_least
         )
@@ -436,32 +466,18 @@ class Trainer(Parts):
     def _rollout(self, seeds: Sequence[int]) -> Rollout:
         """Samples images, as many at once as the environment holds."""
         act, number = generator_policy(self.env), self.env.num_envs
-        parts = []
+        parts: dict[str, list[Tensor]] = {field.name: [] for field in dataclasses.fields(Rollout)}
         for first in range(0, len(seeds), number):
-            part = [seeds[(first + i) % len(seeds)] for i in range(number)]  # the last one starts anew
-            self.probe.begin()
+            batch = [seeds[(first + i) % len(seeds)] for i in range(number)]  # the last one is filled up
+            kept = min(number, len(seeds) - first)
+            self.probe.begin(kept)
             with self._autocast():
-                episode = run_episode(self.env, self._acting(act), part)
-            last = unwrapped(self.env).state.latents
-            kept = slice(min(number, len(seeds) - first))
-            latents = torch.cat([episode.observations["latents"], last[None]])
-            rollout = Rollout(
-                latents[:, kept],
-                episode.extras["old"][:, kept],
-                episode.extras["inside"][:, kept],
-                episode.extras["features"][:, kept],
-                episode.images[kept],
-                episode.context[kept],
-                episode.group[kept],
-            )
-            parts.append(rollout)
-        if len(parts) == 1:
-            return parts[0]
-        per_decision = ("latents", "old", "inside", "features")
-        names = [field.name for field in dataclasses.fields(Rollout)]
-        return Rollout(
-            **{n: torch.cat([getattr(p, n) for p in parts], int(n in per_decision)) for n in names}
-        )
+                episode = run_episode(self.env, self._acting(act), batch, keep_observations=False)
+            found = {name: getattr(episode, name) for name in ("images", "context", "group")} | episode.extras
+            found["latents"] = torch.cat([found["latents"], unwrapped(self.env).state.latents[None]])
+            for name, value in found.items():
+                parts[name].append(value[:, :kept] if name in PER_DECISION else value[:kept])
+        return Rollout(**{n: torch.cat(each, int(n in PER_DECISION)) for n, each in parts.items()})
 
     def _acting(self, act: Actor) -> Actor:
         """Returns what draws the generator's own deviations, and keeps what the update needs beside them."""
@@ -476,7 +492,8 @@ class Trainer(Parts):
                 if self.critic is not None
                 else action.new_zeros(len(action), 0)
             )
-            return Decision(action, {"old": density, "inside": inside, "features": hidden})
+            kept = {"latents": observation["latents"], "old": density, "inside": inside, "features": hidden}
+            return Decision(action, kept)
 
         return decide
 
@@ -493,54 +510,47 @@ class Trainer(Parts):
     def _update(self, rollout: Rollout, reward: Tensor, credit: Tensor) -> dict[str, float]:
         """Makes the gradient steps of an iteration; returns what is logged, and its floating point operations."""
         config = self.config
-        advantage = credit.expand_as(rollout.old)  # (T, N)
-        expected = None
+        advantage, expected = credit.expand_as(rollout.old), None  # (T, N)
         if self.critic is not None:
             with torch.no_grad():
                 expected = self.critic(rollout.features)
             advantage = advantage - expected
         steps, images = self._units(rollout, reward)  # (M,), (M, k)
-        sums, count, rows, norm = (
-            torch.zeros(3, device=self.device, dtype=torch.float64),
-            0,
-            0,
-            torch.zeros(()),
-        )
-        for group in self.optimiser.param_groups:
-            group["lr"] = value_at(config.learning_rate, self.iteration)
+        sums = torch.zeros(4, device=self.device, dtype=torch.float64)  # loss, KL, clipped, units
+        size, rows, norm = max(1, config.chunk_size // images.shape[1]), 0, torch.zeros(())
+        for options in self.optimiser.param_groups:
+            options["lr"] = value_at(config.learning_rate, self.iteration)
         for _ in range(config.num_epochs):
             for chosen in self._minibatches(images):
                 number = sum_over_ranks(torch.tensor(float(len(chosen)), dtype=torch.float64)).item()
                 if not number:
                     continue
                 self.optimiser.zero_grad()
-                for units in chosen.split(max(1, config.chunk_size // images.shape[1])):
+                for units in chosen.split(size) if len(chosen) else ():  # this process may have none
                     terms = self._terms(rollout, advantage, steps[units], images[units])
                     loss = self.host.loss(terms, config)
                     (loss.sum() / number).backward()
-                    outside = ((terms.log_prob - terms.old).exp() - 1).abs() > config.clip
-                    kl = torch.zeros(()) if terms.kl is None else terms.kl.mean(1).sum()
-                    told = [loss.sum(), kl.to(loss), outside.double().mean(1).sum()]
-                    sums += torch.stack([each.double() for each in told]).detach()
+                    sums += torch.stack([*self._told(terms, loss), sums.new_tensor(float(len(units)))])
                     rows += images.shape[1] * len(units)
-                count += len(chosen)
                 processes.sum_gradients(self.parameters)
                 norm = nn.utils.clip_grad_norm_(self.parameters, config.max_gradient)
                 self.optimiser.step()
-                if self.critic is not None:
-                    assert expected is not None
+                if expected is not None:
                     self._update_critic(rollout, credit, expected, steps[chosen], images[chosen, 0], number)
-        total = sum_over_ranks(torch.cat([sums, sums.new_tensor([float(count)])]))
-        loss, kl, outside = (total[:3] / total[3].clamp(min=1)).tolist()
+        *means, count = sum_over_ranks(sums).tolist()
+        mean_loss, kl, clipped = (mean / max(count, 1.0) for mean in means)
         guided = 1 + (config.guidance_weight > 0)
         per_row = self.cost.update + (self.cost.forward if self.reference is not None else 0.0)
-        told = {
-            "loss": loss,
-            "clipped": outside,
-            "gradient_norm": norm.item(),
-            "flops": rows * guided * per_row,
-        }
+        told = {"loss": mean_loss, "gradient_norm": norm.item(), "flops": rows * guided * per_row}
+        told |= {"clipped": clipped} if self.host.clips else {}
         return told | ({} if self.reference is None else {"kl": kl})
+
+    @torch.no_grad()
+    def _told(self, terms: Terms, loss: Tensor) -> list[Tensor]:
+        """Returns what is logged of units, summed: loss, KL, and how many ratios are beyond the clip."""
+        outside = ((terms.log_prob - terms.old).exp() - 1).abs() > self.config.clip
+        kl = loss.new_zeros(()) if terms.kl is None else terms.kl.mean(1).sum()
+        return [each.double() for each in (loss.sum(), kl, outside.double().mean(1).sum())]
 
     def _units(self, rollout: Rollout, reward: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the units in the scope: their decisions (M,) and images (M, k), the preferred one first."""
@@ -620,7 +630,7 @@ class Trainer(Parts):
             self.sampler.predicted(latents, zeros, zeros).log_prob(latents).sum().backward()
 
         def look() -> None:
-            self.reward(self.sampler.decoder(latents).float(), zeros)
+            self.probe.judge(self.sampler.decoder(latents).float(), zeros)
 
         with torch.no_grad():
             forward = flops(lambda: self.sampler.predicted(latents, zeros, zeros))
@@ -671,7 +681,8 @@ def saturated(history: Sequence[float], window: int, gain: float) -> bool:
 def make_env(config: Config) -> gym.vector.VectorEnv:
     """Returns the environment that a run samples from: whole groups of images of one context, about a chunk at once."""
     own, size = len(processes.own(config.num_groups)), config.group_size
-    groups = min(own, max(1, config.chunk_size // size))
+    batches = -(-own // max(1, config.chunk_size // size))
+    groups = -(-own // batches)  # as even as can be: the last batch is filled up
     observe = ["latents", "std", "denoised", "context"]
     if HOSTS[config.host].has_critic:
         observe.append("features")
@@ -686,19 +697,21 @@ def sampler_of(env: gym.vector.VectorEnv) -> DenoisingSampler:
     Raises:
         ValueError: if they are not.
     """
-    sampler = unwrapped(env).sampler
-    if not isinstance(sampler, DenoisingSampler):
+    inner = unwrapped(env)
+    if not isinstance(inner.actions, DeviationActions) or not isinstance(inner.sampler, DenoisingSampler):
         raise ValueError(
-            f"env_id must be {DENOISING!r} or an id with its sampler, got one of {type(sampler).__name__}"
+            f"env_id must be {DENOISING!r}, or an id with its sampler and action_mode 'residual', got one of "
+            f"{type(inner.sampler).__name__}"
         )
-    return sampler
+    return inner.sampler
 
 
-def make_reward(spec: str, config: Config, device: str) -> Mixture:
-    """Returns a reward of a run; ValueError for none."""
+def make_reward(field: str, config: Config, device: str) -> Mixture:
+    """Returns the reward that a field of a configuration names; ValueError that names the field, if it is none."""
+    spec = getattr(config, field)
     made = rewards.make_reward(runs.reward_spec(spec), config.backbone, device, prompts=config.prompts)
     if made is None:
-        raise ValueError(f"reward and semantic must name rewards, got {spec!r}")
+        raise ValueError(f"{field} must name a reward, got {spec!r}")
     return made
 
 

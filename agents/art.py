@@ -81,6 +81,7 @@ class Config:
 
     agent: ClassVar[str] = "art"
     resumable: ClassVar[tuple[str, ...]] = runs.RESUMABLE
+    reward_fields: ClassVar[tuple[str, ...]] = runs.REWARD_FIELDS
 
     env_id: str = MIXTURE
     """Registered environment with a clock."""

@@ -93,7 +93,7 @@ class TemporalCritic(nn.Module):
         for (layer, after), active in zip(
             itertools.pairwise(layers), self._activations(features), strict=True
         ):
-            mean = active.abs().flatten(0, -2).mean(0)
+            mean = processes.mean_rows(active.abs().flatten(0, -2))
             asleep = mean <= threshold * mean.mean()
             fresh = torch.empty(layer.weight.shape).uniform_(-1, 1, generator=generator)
             bound = layer.in_features**-0.5

@@ -103,6 +103,7 @@ class Config:
 
     agent: ClassVar[str] = "grpo"
     resumable: ClassVar[tuple[str, ...]] = (*runs.RESUMABLE, "chunk_size")
+    reward_fields: ClassVar[tuple[str, ...]] = runs.REWARD_FIELDS
 
     env_id: str = TOKENS
     """Tokens as actions tune the generator; an id of schedules trains a policy for it."""

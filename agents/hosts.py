@@ -98,6 +98,7 @@ class Host:
         has_reference: whether it asks for the policy before training.
         in_pairs: whether its units are pairs of images of one group.
         has_critic: whether a critic of each decision is subtracted from the reward.
+        clips: whether its loss clips the ratio to the policy that sampled.
     """
 
     loss: Loss
@@ -105,13 +106,16 @@ class Host:
     has_reference: bool = False
     in_pairs: bool = False
     has_critic: bool = False
+    clips: bool = True
 
 
+# Where they differ from the papers: DPOK has a value network for its baseline, here the statistics of the context's
+# rewards; TDPO takes an optimiser's step for every decision of the trajectory, here there is one for all of them.
 HOSTS = {
     "ddpo": Host(importance_sampled),
-    "ddpo-sf": Host(score_function),
+    "ddpo-sf": Host(score_function, clips=False),
     "dpok": Host(regularised, has_reference=True),
-    "d3po": Host(preferred, baseline="none", has_reference=True, in_pairs=True),
+    "d3po": Host(preferred, baseline="none", has_reference=True, in_pairs=True, clips=False),
     "tdpo": Host(importance_sampled, has_critic=True),
     "flow-grpo": Host(regularised, baseline="group", has_reference=True),
 }

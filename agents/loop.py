@@ -132,9 +132,9 @@ def learn(
 
 
 def held_out(metrics: Mapping[str, float]) -> str:
-    """Returns the metrics that are shown while a run goes on; nothing where nobody judges the images."""
-    if not metrics:
-        return ""
+    """Returns the metrics that are shown while a run goes on; the reward where nobody judges the images."""
+    if "fid" not in metrics:
+        return f"held-out reward {cell(metrics, 'reward')}" if "reward" in metrics else ""
     return (
         f"held-out FID {cell(metrics, 'fid', '.2f')}, recall {cell(metrics, 'recall')}, "
         f"accuracy {cell(metrics, 'accuracy', '.1%')}"

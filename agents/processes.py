@@ -72,6 +72,13 @@ def mean(values: Tensor) -> Tensor:
     return total / count
 
 
+def mean_rows(values: Tensor) -> Tensor:
+    """Returns the mean over the rows of every process's tensor (N, D), (D,) float64; they may differ in N."""
+    count = values.new_tensor([float(len(values))], dtype=torch.float64)
+    *total, number = sum_over_ranks(torch.cat([values.double().sum(0), count]))
+    return torch.stack(total) / number
+
+
 def standardise(values: Tensor) -> Tensor:
     """Returns values with mean 0 and standard deviation 1 over the tensors (N,) of all processes."""
     centred = values.double() - mean(values)

@@ -38,6 +38,8 @@ from genenv.rollout import PER_DECISION, Episode
 from genenv.tiers import RANDOM
 from genenv.viz.report import read_records
 
+REWARD_FIELDS = ("reward",)
+"""Fields of any agent's configuration that name rewards."""
 RESUMABLE = ("name", "num_iterations", "device", "eval_interval", "checkpoint_interval")
 """Fields that may change when a run of any agent is continued."""
 DIGEST = 64
@@ -50,11 +52,13 @@ class RunConfig(Protocol):
     Attributes:
         agent: its module's name.
         resumable: fields that may change when a run is continued.
+        reward_fields: fields that name rewards.
         env_id, name, reward, seed, num_iterations, eval_images: as in `agents.adagen.Config`.
     """
 
     agent: ClassVar[str]
     resumable: ClassVar[tuple[str, ...]]
+    reward_fields: ClassVar[tuple[str, ...]]
 
     @property
     def env_id(self) -> str: ...  # noqa: D102
@@ -151,7 +155,8 @@ def read_config(kind: type[C], run_dir: Path | str, trust_modules: bool = False)
         names = [config.env_id] if module and module not in sys.modules else []
         backbone = str(config.env_kwargs.get("backbone", "")).removeprefix(RANDOM)
         names += [backbone] if is_factory(backbone) else []
-        names += [reward for reward in reward_names(config.reward) if ":" in reward]
+        for field in kind.reward_fields:
+            names += [reward for reward in reward_names(getattr(config, field)) if ":" in reward]
         for name in names:
             raise ValueError(
                 f"{path}: {name!r} would run the code of a module; "

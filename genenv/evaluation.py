@@ -117,7 +117,7 @@ class Evaluator:
         num_images: images for each evaluation.
         batch_size: images at once.
         protocol: of the judge, by default the backbone's own; see `genenv.metrics.judge.Judge`.
-        needs_judge: refuse a backbone whose tier has no judge. Otherwise its images have no metrics.
+        needs_judge: whether a backbone whose tier has no judge is refused; where it is not, its images have no metrics.
 
     Raises:
         ValueError: if there is no such id, or too few or many images.
@@ -142,7 +142,7 @@ class Evaluator:
         self.backbone: str = kwargs["backbone"]
         device = torch_device(str(kwargs.get("device", "cpu")))
         self._judge: Judge | None = None
-        if needs_judge or tier_of(self.backbone).judges:
+        if needs_judge or protocol is not None or tier_of(self.backbone).judges:
             self._judge = Judge(
                 self.backbone, protocol, device
             )  # first: released generators are slow to load

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -145,6 +145,7 @@ def _check_curves(semantic: Tensor | None, reward: Tensor | None, points: range)
         )
 
 
+@runtime_checkable
 class Scope(Protocol):
     """Says which decisions count, image by image.
 
@@ -300,7 +301,7 @@ class Random:
 SPELLING = re.compile(r"full|adaptive|fixed:(?P<start>\d+):(?P<end>\d+)|random:(?P<size>\d+)")
 
 
-def parse_scope(spec: str, detector: Detector | None = None) -> Scope:
+def parse_scope(spec: Any, detector: Detector | None = None) -> Scope:
     """Returns the scope that a string names: "full", "adaptive", "fixed:START:END" or "random:SIZE".
 
     Args:

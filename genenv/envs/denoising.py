@@ -330,8 +330,14 @@ def _of_pipeline(
     if network not in (None, part):
         raise ValueError(f"network must be {part!r}, the only one of {backbone!r}, or None, got {network!r}")
     times = pipeline.times(num_steps)
-    # Some schedulers' last time is that of the least noise already.
-    times = torch.cat([times, times.new_zeros(1)]) if times[-1] > 0 else pipeline.times(num_steps + 1)
+    if times[-1] > 0:
+        times = torch.cat([times, times.new_zeros(1)])
+    elif num_steps == len(pipeline.path.levels):
+        raise ValueError(
+            f"num_steps must be at most {num_steps - 1}, with which each decision has noise, got {num_steps}"
+        )
+    else:  # its last time is that of the least noise already
+        times = pipeline.times(num_steps + 1)
     generator = Diffusion(
         torch.compile(pipeline.network) if compile else pipeline.network,
         pipeline.decoder,

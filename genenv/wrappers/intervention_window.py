@@ -11,7 +11,7 @@ from genenv.single_env import GenEnv
 from genenv.vector_env import to_numpy, unwrapped
 from genenv.wrappers.ema_action_smoothing import EMAActionSmoothing
 from genenv.wrappers.vector.intervention_window import InterventionWindow as VectorInterventionWindow
-from genenv.wrappers.vector.intervention_window import Judge, check_smoothing_inside, make_judges
+from genenv.wrappers.vector.intervention_window import Judge, check_inside, make_judges
 
 
 class InterventionWindow(gym.Wrapper):
@@ -38,10 +38,10 @@ class InterventionWindow(gym.Wrapper):
         if not isinstance(inner, GenEnv):
             raise ValueError(f"env must hold a GenEnv, got {env!r}; make it with gym.make")
         while isinstance(env, gym.Wrapper):
-            check_smoothing_inside(env.decay if isinstance(env, EMAActionSmoothing) else 0)
+            check_inside(env, env.decay if isinstance(env, EMAActionSmoothing) else 0.0)
             env = env.env
         self._inner = inner
-        self.scope = parse_scope(scope) if isinstance(scope, str) else scope
+        self.scope = scope if isinstance(scope, Scope) else parse_scope(scope)
         device = unwrapped(inner.vector_env).device
         judges = make_judges(self.scope, semantic, reward, inner.spec, device)
         self._window = VectorInterventionWindow(inner.vector_env, self.scope, *judges)

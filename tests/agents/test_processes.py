@@ -94,9 +94,17 @@ GRPO = (
     "--num-iterations 2 --num-groups 5 --group-size 3 --num-epochs 2 --eval-images 80 --chunk-size 4 --seed 1 "
     "--learning-rate 0 1e-3"
 )
+ADASCOPE = (
+    "--num-iterations 2 --num-groups 3 --group-size 2 --num-updates 4 --num-steps 6 --eval-images 80 --chunk-size 4 "
+    "--learning-rate 0 1e-3 --num-probes 1 --reward classifier"
+)
+CRITIC = f"{ADASCOPE} --host tdpo --scope fixed:1:3 --wake-interval 1 --wake-threshold 0.5"
 
 
-@pytest.mark.parametrize(("agent", "flags"), [("adagen", ADAGEN), ("grpo", GRPO)])
+@pytest.mark.parametrize(
+    ("agent", "flags"),
+    [("adagen", ADAGEN), ("grpo", GRPO), ("adascope", ADASCOPE), ("adascope", CRITIC)],
+)
 def test_torchrun_trains_to_the_numbers_of_one_process(agent, flags, tmp_path):
     from agents.command_line import main  # much to load, which the processes above do without
 
@@ -117,6 +125,10 @@ def test_torchrun_trains_to_the_numbers_of_one_process(agent, flags, tmp_path):
         for name in ("alone", "together")
     )
     assert [record.keys() for record in together] == [record.keys() for record in alone]
+    alone, together = (
+        [{n: v for n, v in record.items() if not n.startswith("seconds/")} for record in records]
+        for records in (alone, together)
+    )
     for one, other in zip(alone, together, strict=True):
         assert other == pytest.approx(one, rel=1e-3, abs=1e-4)
 

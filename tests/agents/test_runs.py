@@ -16,7 +16,7 @@ import gymnasium as gym
 import pytest
 import torch
 
-from agents import runs
+from agents import adascope, runs
 from agents.runs import MetricsLog, check_free, load_checkpoint, open_run, read_config, save_checkpoint
 from genenv.checkpoints import CheckpointError
 from genenv.evaluation import Evaluation
@@ -37,6 +37,7 @@ class Config:
 
     agent: ClassVar[str] = "one"
     resumable: ClassVar[tuple[str, ...]] = ("num_iterations",)
+    reward_fields: ClassVar[tuple[str, ...]] = runs.REWARD_FIELDS
     env_id: str = "AdaGen/MaskGIT-v0"
     name: str | None = None
     reward: str = "clip"
@@ -442,6 +443,13 @@ def test_a_run_directory_runs_no_module_unless_it_is_trusted(tmp_path, monkeypat
         read_config(Config, tmp_path)
     found = read_config(Config, tmp_path, trust_modules=True)
     assert dataclasses.asdict(found).items() >= change.items()
+
+
+def test_every_field_that_names_a_reward_must_be_trusted(tmp_path):
+    config = dataclasses.asdict(adascope.Config()) | {"semantic": "bad_module:make"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="'bad_module:make' would run the code of a module"):
+        read_config(adascope.Config, tmp_path)
 
 
 def test_an_id_of_a_module_that_is_loaded_already_is_taken(tmp_path):

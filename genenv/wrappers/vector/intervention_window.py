@@ -9,16 +9,17 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import VectorActionWrapper, VectorEnv, VectorWrapper
 from torch import Tensor
 
 from genenv.protocols import Previews, Reward
 from genenv.rewards import make_reward
 from genenv.rewards.mixture import Mixture, as_mixture
+from genenv.rng import BatchRng
 from genenv.scopes import Scope, parse_scope
 from genenv.vector_env import to_numpy
 from genenv.wrappers.vector.base import GenVectorWrapper
-from genenv.wrappers.vector.ema_action_smoothing import smoothing_of
+from genenv.wrappers.vector.ema_action_smoothing import EMAActionSmoothing
 
 Judge: TypeAlias = str | Mapping[str, float] | Reward
 """What `genenv.rewards.make_reward` takes, or a reward."""
@@ -50,15 +51,17 @@ class InterventionWindow(GenVectorWrapper):
         self, env: VectorEnv, scope: Scope | str, semantic: Judge = "clip", reward: Judge = "default"
     ):
         super().__init__(env)
-        self.scope = parse_scope(scope) if isinstance(scope, str) else scope
+        self.scope = scope if isinstance(scope, Scope) else parse_scope(scope)
         self.scope.check(self._inner.sampler.horizon)
-        for smoothing in smoothing_of(env):
-            check_smoothing_inside(smoothing.decay)
+        while isinstance(env, VectorWrapper):
+            check_inside(env, env.decay if isinstance(env, EMAActionSmoothing) else 0.0)
+            env = env.env
         self._inner.check_default()
         self.judges = make_judges(self.scope, semantic, reward, self._inner.spec, self._inner.device)
         for judge in self.judges:
-            judge.check_number(env.num_envs)
+            judge.check_number(self.num_envs)
         self._points: list[Tensor] = []  # (2, N) each, of both curves
+        self._of: BatchRng | None = None  # the episode that they are of
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Starts the episodes; with a seed, judges that remember earlier batches forget them."""
@@ -104,6 +107,8 @@ class InterventionWindow(GenVectorWrapper):
     @torch.no_grad()
     def _curves(self, step: int) -> Tensor:
         """Returns both curves up to a decision, (2, step + 1, N)."""
+        if self._of is not self._inner.rng:
+            self._points, self._of = [], self._inner.rng
         if len(self._points) < step:
             raise gym.error.ResetNeeded("the episode began without its InterventionWindow: call reset()")
         sampler, state = self._inner.sampler, self._inner.state
@@ -142,7 +147,7 @@ def make_judges(
                 f"got {judge!r}"
             )
         backbone = spec.kwargs["backbone"]
-        mixture = make_reward(judge, backbone, str(device))
+        mixture = make_reward(judge, backbone, str(device), prompts=spec.kwargs.get("prompts"))
         if mixture is None:
             raise ValueError(
                 f"{name} must be a reward, which {judge!r} is not for the backbone {backbone!r}; an adaptive scope "
@@ -152,10 +157,22 @@ def make_judges(
     return made
 
 
-def check_smoothing_inside(decay: float) -> None:
-    """Raises a ValueError if actions are averaged inside: those of the agent would be played outside of its scope."""
-    if decay:
+def check_inside(wrapper: gym.Wrapper | VectorWrapper, decay: float) -> None:
+    """Raises a ValueError for a wrapper inside that changes actions: default ones would not be what they are.
+
+    Args:
+        wrapper: the wrapper.
+        decay: of an average that it takes of actions, 0 for none.
+    """
+    if decay or isinstance(wrapper, gym.ActionWrapper | VectorActionWrapper):
+        name = type(wrapper).__name__
+        what = (
+            f"smoothing must be 0 inside an InterventionWindow, got {decay}"
+            if decay
+            else (
+                f"{name} must stand outside of an InterventionWindow, since it changes the default actions too"
+            )
+        )
         raise ValueError(
-            f"smoothing must be 0 inside an InterventionWindow, got {decay}; smooth the agent's actions outside, as "
-            f"EMAActionSmoothing(InterventionWindow(env, ...), {decay})"
+            f"{what}; change the agent's actions outside, as {name}(InterventionWindow(env, ...), ...)"
         )

@@ -251,7 +251,7 @@ def test_actions_may_be_smoothed_outside_and_the_image_may_be_paid_inside_or_out
         (
             {"smoothing": 0.5},
             ["full"],
-            r"smoothing must be 0 inside an InterventionWindow, got 0\.5; .*\(InterventionWindow\(env, \.\.\.\), 0\.5",
+            r"smoothing must be 0 inside an InterventionWindow, got 0\.5; .*\(InterventionWindow\(env",
         ),
         (
             {"env_id": "PolicyTuning/Tokens-v0", "observe": ["tokens"]},
@@ -305,3 +305,34 @@ def test_wrong_actions_are_refused_in_the_environments_words(scope):
 def test_tokens_are_drawn_as_they_are_asked_for_by_another_environment():
     with pytest.raises(ValueError, match="drawn from 'logits'"):
         InterventionWindow(GenVectorEnv(Choices(), Contexts(["a", "b"]), 4), "full")
+
+
+class Halved(gym.wrappers.vector.TransformAction):
+    def __init__(self, env):
+        super().__init__(env, lambda action: action / 2, env.action_space)
+
+
+def test_wrappers_that_change_actions_must_stand_outside():
+    env = Halved(gym.make_vec(MASKGIT, num_envs=2, reward="none"))
+    with pytest.raises(ValueError, match=r"Halved must stand outside of an InterventionWindow, .* as Halved"):
+        InterventionWindow(env, "full")
+    Halved(InterventionWindow(env.env, "full"))
+
+
+def test_points_of_an_episode_begun_elsewhere_are_not_taken():
+    env = InterventionWindow(
+        gym.make_vec(MASKGIT, num_envs=2, num_steps=4, autoreset_mode="Disabled"), "adaptive"
+    )
+    zeros = torch.zeros(2, 4)
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step(zeros)
+    env.unwrapped.reset(seed=1)
+    env.unwrapped.step(zeros)
+    with pytest.raises(gym.error.ResetNeeded, match="the episode began without its InterventionWindow"):
+        env.step(zeros)
+
+
+def test_a_scope_must_be_one():
+    with pytest.raises(ValueError, match=r"scope must be 'full', .*, got None"):
+        InterventionWindow(gym.make_vec(MASKGIT, num_envs=2), None)
