@@ -64,6 +64,8 @@ from genenv.vector_env import unwrapped
 DENOISING = "AdaScope/Denoising-v0"
 LORA = "lora"
 """The folder of a run with the low-rank changes of a Stable Diffusion, for `load_lora_weights` of diffusers."""
+DIGITS = Detector(straightness=0.7, latest_start=0.6, latest_end=1.0)
+"""For the digits."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -103,10 +105,11 @@ class Config:
     """"ddpo" (importance-sampled), "ddpo-sf" (score function), "dpok", "d3po", "tdpo" or "flow-grpo"."""
     scope: str = "adaptive"
     """Which decisions receive gradient: "full", "adaptive", "fixed:START:END" or "random:SIZE"."""
-    detector: Detector = dataclasses.field(default_factory=Detector)
+    detector: Detector = dataclasses.field(default_factory=lambda: DIGITS)
     """What finds the window of an adaptive scope."""
-    semantic: str = "clip"
-    """The reward whose curve says whether the structure has settled."""
+    semantic: str = "hpsv2"
+    """The reward whose curve says whether the structure has settled. CLIP's does not move on the digits, whose first
+    previews are the mean image of their class."""
     num_probes: Annotated[int, AT_LEAST_1] | None = 2
     """Images of a group that are looked at; their mean curves give the group's window. None for a window of each
     image."""
@@ -173,6 +176,8 @@ class Config:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         self.parsed_scope.check(self.num_steps)
+        if self.parsed_scope.needs_curves:
+            self.detector.check_room(self.num_steps)
         if self.num_probes is not None and self.num_probes > self.group_size:
             raise ValueError(
                 f"num_probes must be at most group_size, {self.group_size}, or None, got {self.num_probes}"

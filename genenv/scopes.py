@@ -48,7 +48,9 @@ class Detector:
     of the largest that the image's curve has had so far; each is compared with its own, since they differ in size. A
     curve without any bend is straight from the start.
 
-    - start: the first decision with small bends of the semantic curve, `start_patience` in a row;
+    - start: the first decision with small bends of the semantic curve, `start_patience` in a row, where the curve has
+      gone somewhere: its net change is at least the share `straightness` of all its changes. A curve that only trembles
+      has no structure that could have settled;
     - end: the first decision, `shortest` or more behind the start, with small bends and small changes of the reward
       curve, `end_patience` in a row. A steady rise has no bends, and does not end a window.
 
@@ -70,6 +72,9 @@ class Detector:
     """Decisions in a row with small bends that begin a window."""
     end_patience: Annotated[int, AT_LEAST_1] = 3
     """Decisions in a row with small bends and changes that end it."""
+    straightness: Annotated[float, SHARE] = 0.0
+    """Net change of the semantic curve, as a share of the sum of its changes, from which on it may settle; 0 asks for
+    none."""
     smoothing: Annotated[float, FRACTION] = 0.5
     """Decay of the moving average over the points of a curve; 0 takes them as they are."""
     latest_start: Annotated[float, SHARE] = 0.2
@@ -84,6 +89,18 @@ class Detector:
         if self.latest_end < self.latest_start:
             raise ValueError(
                 f"latest_end must be at least latest_start, {self.latest_start}, got {self.latest_end}"
+            )
+
+    def check_room(self, horizon: int) -> None:
+        """Raises a ValueError for a horizon in which every window begins at its latest start: none could be found.
+
+        A latest start of 0 wants that.
+        """
+        soonest = self.start_patience + 2  # the first bend is the largest so far
+        if self.latest_start and round(self.latest_start * horizon) <= soonest:
+            raise ValueError(
+                f"latest_start must leave room to find a start, which takes {soonest} decisions, got "
+                f"{self.latest_start} of {horizon}; or use more num_steps"
             )
 
     def window(self, semantic: Tensor, reward: Tensor, horizon: int) -> Window:
@@ -105,7 +122,9 @@ class Detector:
             round(share * horizon) for share in (self.latest_start, self.latest_end, self.shortest)
         )
         decision = torch.arange(len(semantic), device=semantic.device)[:, None]  # (K, 1)
-        settled = _steady(self._smooth(semantic), self.start_threshold, self.start_patience, level=False)
+        smooth = self._smooth(semantic)
+        settled = _steady(smooth, self.start_threshold, self.start_patience, level=False)
+        settled &= _straight(smooth) >= self.straightness
         start = torch.where(settled, decision, latest_start).amin(0)
         saturated = _steady(self._smooth(reward), self.end_threshold, self.end_patience, level=True)
         end = torch.where(saturated & (decision >= start + shortest), decision, horizon).amin(0)
@@ -126,6 +145,12 @@ def _steady(curve: Tensor, threshold: float, patience: int, level: bool) -> Tens
         small &= _small(change, threshold)[1:]
     before = small.new_zeros(min(2, len(curve)) + patience - 1, curve.shape[1])
     return torch.cat([before, small]).unfold(0, patience, 1).all(-1)
+
+
+def _straight(curve: Tensor) -> Tensor:
+    """Returns the net change of a curve (K, N) over the sum of its changes, up to each point; 1 where there is none."""
+    way = torch.cat([torch.zeros_like(curve[:1]), (curve[1:] - curve[:-1]).abs().cumsum(0)])
+    return torch.where(way > 0, (curve - curve[0]).abs() / way, 1.0)
 
 
 def _small(size: Tensor, threshold: float) -> Tensor:

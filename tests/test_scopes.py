@@ -39,6 +39,10 @@ def window_of_one(detector, semantic, reward, horizon):
     def bends(c):
         return {k: abs(c[k] - 2 * c[k - 1] + c[k - 2]) for k in range(2, len(c))}
 
+    def straight(c, k):
+        way = sum(changes(c)[i] for i in range(1, k + 1))
+        return abs(c[k] - c[0]) / way if way else 1.0
+
     latest_start, latest_end, shortest = (
         round(share * horizon) for share in (detector.latest_start, detector.latest_end, detector.shortest)
     )
@@ -47,7 +51,9 @@ def window_of_one(detector, semantic, reward, horizon):
         (
             k
             for k in range(latest_start)
-            if k < len(curve) and small(bends(curve), k, detector.start_threshold, detector.start_patience)
+            if k < len(curve)
+            and small(bends(curve), k, detector.start_threshold, detector.start_patience)
+            and straight(curve, k) >= detector.straightness
         ),
         latest_start,
     )
@@ -75,6 +81,7 @@ detectors = st.builds(
     end_patience=st.integers(1, 5),
     smoothing=st.sampled_from([0.0, 0.5, 0.9]),
     shortest=shares,
+    straightness=st.sampled_from([0.0, 0.31, 0.72]),
 )
 curves = st.tuples(st.integers(1, 14), st.integers(1, 4), st.integers(0, 2**32), st.integers(0, 3)).map(
     lambda drawn: wobbling(*drawn)
@@ -146,6 +153,32 @@ def test_a_steady_rise_does_not_end_a_window_and_a_curve_that_goes_on_bending_do
     assert (found.start.item(), found.end.item()) == (10, 40)
     found = Detector(latest_start=0.1, latest_end=0.7).window(bending, bending, HORIZON)
     assert (found.start.item(), found.end.item()) == (5, 35)
+
+
+def test_a_curve_that_only_trembles_has_not_settled():
+    k = torch.arange(30.0)[:, None]
+    trembling = 0.01 * torch.cos(2.5 * k + 0.3 * k.square())
+    rising = torch.cat([torch.zeros(10, 1), 0.05 * torch.arange(20.0)[:, None]])
+
+    def start(straightness):
+        detector = Detector(straightness=straightness, latest_start=1.0, latest_end=1.0)
+        return int(detector.window(trembling + rising, k / 30, 30).start)
+
+    assert start(0.0) < 10 < start(0.7) < 20
+
+
+@pytest.mark.parametrize(
+    ("latest", "horizon", "fits"), [(0.2, 20, False), (0.2, 30, True), (0.6, 8, True), (0.6, 6, False)]
+)
+def test_a_horizon_without_room_for_a_start_is_refused(latest, horizon, fits):
+    detector = Detector(latest_start=latest, latest_end=1.0)
+    if fits:
+        detector.check_room(horizon)
+        return
+    with pytest.raises(
+        ValueError, match=f"latest_start must leave room .* takes 4 decisions, got {latest} of {horizon}"
+    ):
+        detector.check_room(horizon)
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 5])

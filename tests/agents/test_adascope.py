@@ -305,7 +305,7 @@ def test_the_critic_learns_and_is_subtracted():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"host": "ddpo", "scope": "adaptive", "num_updates": 2, "average_decay": 0.5},
+        {"host": "ddpo", "scope": "adaptive", "num_steps": 8, "num_updates": 2, "average_decay": 0.5},
         {"host": "tdpo", "num_updates": 3, "wake_interval": 2},
         {"host": "flow-grpo", "network": "sit", "lora_rank": 2},
     ],
@@ -388,6 +388,7 @@ def test_operations_follow_the_scope():
         ({"num_updates": 2, "host": "ddpo-sf"}, "num_updates and num_epochs must be 1 with host 'ddpo-sf'"),
         ({"chunk_size": 3}, "chunk_size must be at least group_size, 4, got 3"),
         ({"statistics_least": 40}, "statistics_least must be at most statistics_size, 32, got 40"),
+        ({"scope": "adaptive"}, "latest_start must leave room to find a start"),
         ({"prompts": ("a", "--out")}, "prompts must be texts, which '--out' is not"),
         ({"learning_rate": ((0, 0.0),)}, "learning_rate"),
     ],
@@ -401,12 +402,18 @@ def test_a_configuration_that_makes_no_sense_is_refused(fields, message):
     ("fields", "message"),
     [
         ({"reward": "none"}, "reward must name a reward, got 'none'"),
-        ({"semantic": "none", "scope": "adaptive"}, "semantic must name a reward, got 'none'"),
         (
-            {"reward": "loo_fid", "scope": "adaptive"},
+            {"semantic": "none", "scope": "adaptive", "num_steps": 8},
+            "semantic must name a reward, got 'none'",
+        ),
+        (
+            {"reward": "loo_fid", "scope": "adaptive", "num_steps": 8},
             "reward must judge each image for itself .* got 'loo_fid'",
         ),
-        ({"semantic": "fid", "scope": "adaptive"}, "semantic must judge each image for itself .* got 'fid'"),
+        (
+            {"semantic": "fid", "scope": "adaptive", "num_steps": 8},
+            "semantic must judge each image for itself .* got 'fid'",
+        ),
         ({"network": "unet"}, "network must be one of dit, sit, got 'unet'"),
     ],
 )
@@ -456,6 +463,7 @@ def test_a_stable_diffusion_is_tuned_and_read_by_plain_diffusers(pipeline, tmp_p
         guidance_weight=4.0,
         lora_rank=2,
         scope="adaptive",
+        num_steps=8,
         num_iterations=2,
         eval_interval=1,
         eval_images=6,

@@ -36,7 +36,7 @@ def test_a_run_is_looked_into(tmp_path, capsys):
     runs = []
     for scope in ("adaptive", "fixed:0:2", "fixed:2:4"):
         runs.append(tmp_path / scope.replace(":", "-"))
-        train(dataclasses.replace(SMALL, scope=scope, num_probes=1), runs[-1])
+        train(dataclasses.replace(SMALL, scope=scope, num_probes=1, num_steps=8), runs[-1])
     capsys.readouterr()
     main(Arguments(runs[0], tuple(runs[1:]), num_images=8, thresholds=(0.5,), out=tmp_path / "windows.png"))
     text = capsys.readouterr().out
