@@ -175,8 +175,8 @@ def _labels(names: Any, number: int, path: Path) -> tuple[str, ...]:
 class NoisePredictor(nn.Module):
     """The noise in noisy latents, by a network of diffusers that is given a condition.
 
-    Like `genenv.models.dit.DiT` it returns features besides, but there are none: what lies inside a UNet has no one
-    size. It computes in the type of the model's weights.
+    Like `genenv.models.dit.DiT` it returns hidden states besides: those of a UNet's middle, where it is coarsest, or
+    those after the last block of a transformer. It computes in the type of the model's weights.
 
     Args:
         model: of diffusers, in eval mode; it stays `.model`, where peft and `save_pretrained` find it.
@@ -192,8 +192,27 @@ class NoisePredictor(nn.Module):
         super().__init__()
         self.model, self.path, self.part, self.velocity = model, path, part, velocity
 
+    @property
+    def features_of(self) -> nn.Module | None:
+        """The part whose output are the hidden states; None of a UNet without a middle."""
+        return self.model.mid_block if self.part == "unet" else self.model.transformer_blocks[-1]
+
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """(L, D) of the hidden states; (0, 1) where there are none."""
+        config = self.model.config
+        if self.features_of is None:
+            return 0, 1
+        if self.part == "transformer":
+            side = config["sample_size"] // config["patch_size"]
+            return side**2, config["num_attention_heads"] * config["attention_head_dim"]
+        size, widths = config["sample_size"], config["block_out_channels"]
+        coarse = 2 ** (len(widths) - 1)
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return -(-height // coarse) * -(-width // coarse), widths[-1]
+
     def forward(self, latents: Tensor, times: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the noise (M, C, h, w) float32 and no features, (M, 0, 1).
+        """Returns the noise (M, C, h, w) float32 and the hidden states (M, L, D).
 
         Args:
             latents: (M, C, h, w).
@@ -203,14 +222,23 @@ class NoisePredictor(nn.Module):
         dtype = next(self.model.parameters()).dtype
         if condition.is_floating_point():
             condition = condition.to(dtype)
-        said = self.model(
-            latents.to(dtype), timestep=times.float(), **{CONDITIONS[self.part]: condition}
-        ).sample
+        inside, hidden = self.features_of, []
+        hook = None if inside is None else inside.register_forward_hook(lambda _, __, out: hidden.append(out))
+        try:
+            said = self.model(
+                latents.to(dtype), timestep=times.float(), **{CONDITIONS[self.part]: condition}
+            ).sample
+        finally:
+            if hook is not None:
+                hook.remove()
         output = said[:, : latents.shape[1]].float()  # a variance may follow
         if self.velocity:
             alpha, sigma = self.path.alpha(times.double()), self.path.sigma(times.double())
             output = per_image(alpha, output) * output + per_image(sigma, output) * latents.float()
-        return output, output.new_zeros(len(latents), 0, 1)
+        if not hidden:
+            return output, output.new_zeros(len(latents), 0, 1)
+        states = hidden[0]
+        return output, states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +264,7 @@ class Pipeline:
     """A generator from a folder of diffusers.
 
     Attributes:
-        network: (latents (M, C, h, w), times (M,), condition rows) -> noise (M, C, h, w), features (M, 0, 1).
+        network: (latents (M, C, h, w), times (M,), condition rows) -> noise (M, C, h, w), features (M, L, D).
         path: its noise levels, at the steps that it was trained at.
         condition: of the prompts or the labels; without one, of the empty prompt or the null label.
         decoder: latents (N, C, h, w) -> images (N, C', H, W) in [0, 1].

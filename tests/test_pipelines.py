@@ -1,3 +1,4 @@
+import copy
 import json
 import pickle
 import re
@@ -111,11 +112,15 @@ def test_the_noise_is_what_the_unet_says(folders, dtype):
     context = torch.tensor([2, 0, 1, 1])
     states = pipeline.condition.given(context)
     unet = StableDiffusionPipeline.from_pretrained(folders / "prompts").unet.to(dtype)
+    middle = []
+    unet.mid_block.register_forward_hook(lambda module, inputs, output: middle.append(output))
+    network = pickle.loads(pickle.dumps(copy.deepcopy(pipeline.network)))
     with torch.no_grad():
         expected = unet(latents.to(dtype), times, encoder_hidden_states=states.to(dtype)).sample
-        found, features = pipeline.network(latents, times, states)
+        found, features = network(latents, times, states)
     assert torch.equal(found, expected.float())
-    assert features.shape == (N, 0, 1)
+    assert features.shape == (N, *network.feature_shape) == (N, 16, 16)
+    assert torch.equal(features[:, 5], middle[0][:, :, 1, 1])
 
 
 @pytest.mark.parametrize(

@@ -338,13 +338,14 @@ def _of_pipeline(
         )
     else:  # its last time is that of the least noise already
         times = pipeline.times(num_steps + 1)
+    num_tokens, feature_dim = pipeline.network.feature_shape
     generator = Diffusion(
         torch.compile(pipeline.network) if compile else pipeline.network,
         pipeline.decoder,
         pipeline.path,
         latent_shape=pipeline.latent_shape,
-        num_tokens=0,
-        feature_dim=1,
+        num_tokens=num_tokens,
+        feature_dim=feature_dim,
         condition=pipeline.condition,
         image_shape=pipeline.image_shape,
         guided_channels=pipeline.latent_shape[0],

@@ -498,6 +498,16 @@ def test_a_stable_diffusion_is_tuned_and_read_by_plain_diffusers(pipeline, tmp_p
     assert unwrapped(again).sampler.horizon == 50
 
 
-def test_a_critic_needs_hidden_states(pipeline):
+def test_a_critic_sees_the_middle_of_a_unet(pipeline):
+    name = f"{__name__}:brightness"
+    fields = {"host": "tdpo", "backbone": pipeline, "prompts": PROMPTS, "reward": name, "group_size": 2}
+    trainer = Trainer(change(num_probes=1, lora_rank=1, **fields))
+    record = trainer.step()
+    assert math.isfinite(record["loss"])
+    assert trainer._rollout(trainer._next_seeds()).features.shape == (4, 6, 16)
+
+
+def test_a_critic_needs_hidden_states(pipeline, monkeypatch):
+    monkeypatch.setattr("genenv.pipelines.NoisePredictor.features_of", None)
     with pytest.raises(ValueError, match=r"host must be another than 'tdpo' .* shows no hidden states"):
         Trainer(change(host="tdpo", backbone=pipeline, prompts=PROMPTS))

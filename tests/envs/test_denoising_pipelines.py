@@ -38,7 +38,7 @@ def make(folders, name, num_envs=3, **kwargs):
 @pytest.mark.parametrize("name", ["prompts", "labels"])
 def test_it_keeps_every_promise(folders, name):
     kwargs = {"prompts": PROMPTS} if name == "prompts" else {}
-    observe = ["latents", "time", "mean", "std", "denoised", "step", "context"]
+    observe = ["latents", "time", "mean", "std", "denoised", "features", "step", "context"]
     kwargs |= {"backbone": folders[name], "num_steps": 3, "guidance_weight": 2.0, "observe": observe}
     assert [broken for broken in check(ENV_ID, **kwargs) if broken[1] is not None] == []
 
