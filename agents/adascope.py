@@ -223,8 +223,55 @@ class Config:
         return {name: getattr(self, name) for name in names} | texts | {"observe": ["latents"]}
 
 
-PRESETS = {"digits": Config()}
-"""Named configurations."""
+PUBLISHED = Config(
+    backbone="stable-diffusion-v1-5",
+    num_steps=50,
+    guidance_weight=4.0,
+    precision="bfloat16",
+    detector=Detector(),
+    semantic="clip",
+    num_probes=None,
+    reward="pickscore",
+    num_groups=256,
+    group_size=1,
+    chunk_size=8,
+    num_iterations=100,
+    clip=1e-4,
+    learning_rate=((0, 3e-4),),
+    lora_rank=4,
+    eval_interval=100,
+    eval_images=64,
+)
+"""DDPO's values for Stable Diffusion, with a window of each image."""
+PRESETS = {
+    "digits": Config(),
+    "digits-flow": Config(network="sit", host="flow-grpo"),
+    "ddpo": PUBLISHED,
+    "dpok": dataclasses.replace(
+        PUBLISHED,
+        host="dpok",
+        guidance_weight=6.5,
+        learning_rate=((0, 1e-5),),
+        weight_decay=0.0,
+        max_gradient=0.1,
+        kl_weight=0.01,
+    ),
+    "d3po": dataclasses.replace(
+        PUBLISHED,
+        host="d3po",
+        num_steps=20,
+        clip=0.1,
+        beta=0.1,
+        learning_rate=((0, 3e-5),),
+        num_groups=10,
+        group_size=2,
+        num_iterations=400,
+        detector=Detector(start_patience=1, end_patience=2, latest_start=0.3),
+    ),
+    "tdpo": dataclasses.replace(PUBLISHED, host="tdpo", learning_rate=((0, 1e-4),), critic_rate=1e-4),
+}
+"""Named configurations: the digits', and the published ones of four hosts, for the folder of a Stable Diffusion, which
+--backbone names, and texts, which --prompts gives."""
 
 
 @dataclasses.dataclass(frozen=True)
