@@ -131,7 +131,7 @@ def test_a_new_tier_is_judged_and_paid(make):
     assert found["fid"] == pytest.approx(0.0, abs=1e-4)
     assert found.keys() >= {"kid", "precision", "recall", "accuracy", "inception_score"}
     assert Judge(folder).extractor.protocol == "toy"
-    assert available(folder) == ["brightness", "classifier", "fid", "loo_fid"]
+    assert available(folder) == ["brightness", "classifier", "fid", "loo_fid", "png_size"]
     for name in available(folder):
         assert make_reward(name, folder, "cpu")(images, labels).shape == (60,)
     paid = make_reward("default", folder, "cpu")
@@ -156,7 +156,7 @@ def test_what_a_tier_has_not_is_said(make):
     ):
         with pytest.raises(ValueError, match=message):
             use()
-    assert available(folder) == []
+    assert available(folder) == ["png_size"]
     assert make_reward("default", folder, "cpu") is None
 
 

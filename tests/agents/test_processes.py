@@ -95,7 +95,7 @@ GRPO = (
     "--learning-rate 0 1e-3"
 )
 ADASCOPE = (
-    "--num-iterations 2 --num-groups 3 --group-size 2 --num-updates 4 --num-steps 6 --eval-images 80 --chunk-size 4 "
+    "--num-iterations 2 --num-groups 3 --group-size 2 --num-updates 4 --num-steps 8 --eval-images 80 --chunk-size 4 "
     "--learning-rate 0 1e-3 --num-probes 1 --reward classifier"
 )
 CRITIC = f"{ADASCOPE} --host tdpo --scope fixed:1:3 --wake-interval 1 --wake-threshold 0.5"

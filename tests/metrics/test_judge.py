@@ -163,7 +163,7 @@ def test_without_real_images_and_labels_there_are_fewer_metrics():
 
 
 def test_every_metric_has_a_name_and_a_direction(judge, real):
-    assert [*real, "clip_score", "w2", "clip", "hpsv2", "nfe", "images_per_second"] == list(METRICS)
+    assert [*real, "clip_score", "w2", "reward", "clip", "hpsv2", "nfe", "images_per_second"] == list(METRICS)
     assert set(SUMMARY) <= set(METRICS)
     worse = judge.measure(digits()[0].flip(3), digits()[1])
     for name in ("fid", "kid", "accuracy"):
