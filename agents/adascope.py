@@ -20,7 +20,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -28,7 +28,6 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.flop_counter import FlopCounterMode
 
 from agents import processes, results, runs
 from agents.command_line import main
@@ -36,13 +35,14 @@ from agents.critic import ContextStatistics, TemporalCritic
 from agents.hosts import HOSTS, Terms
 from agents.loop import Parts, Stateful, learn
 from agents.policy import training_env
-from agents.tuned import add_lora, save_lora, write_generator
+from agents.tuned import PRECISIONS, add_lora, autocast, save_lora, write_generator
 from genenv import rewards
 from genenv.actions import DeviationActions
 from genenv.distributed import sum_over_ranks
 from genenv.envs.denoising import NETWORKS, DenoisingSampler, log_density
 from genenv.evaluation import Evaluation, Evaluator
 from genenv.export import GENERATOR
+from genenv.metrics.cost import flops
 from genenv.pipelines import NoisePredictor
 from genenv.protocols import Actor, Decision, Observation, StatefulReward
 from genenv.ranges import (
@@ -55,7 +55,7 @@ from genenv.ranges import (
     value_at,
 )
 from genenv.rewards.mixture import Mixture, standardise_groups
-from genenv.rng import MAX_SEED, training_seed
+from genenv.rng import MAX_SEED
 from genenv.rollout import generator_policy, run_episode
 from genenv.scopes import Detector, Scope, parse_scope
 from genenv.tiers import choose_part
@@ -66,7 +66,6 @@ LORA = "lora"
 """The folder of a run with the low-rank changes of a Stable Diffusion, for `load_lora_weights` of diffusers."""
 DIGITS = Detector(straightness=0.7, latest_start=0.6, latest_end=1.0)
 """For the digits."""
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -508,12 +507,11 @@ class Trainer(Parts):
         }
 
     def _next_seeds(self) -> list[int]:
-        """Returns the seeds of the images of this process's next groups; a group is the seeds of one quotient by G."""
-        size = self.config.group_size
-        first = -(-training_seed(self.config.seed, 0) // size) + self.images // size
-        self.images += self.config.num_groups * size
-        numbers = [(first + group) % (MAX_SEED // size) for group in processes.own(self.config.num_groups)]
-        return [number * size + image for number in numbers for image in range(size)]
+        """Returns the seeds of the images of this process's next groups."""
+        groups, size = self.config.num_groups, self.config.group_size
+        seeds = processes.group_seeds(self.config.seed, self.images, groups, size)
+        self.images += groups * size
+        return seeds
 
     def _rollout(self, seeds: Sequence[int]) -> Rollout:
         """Samples images, as many at once as the environment holds."""
@@ -692,24 +690,20 @@ class Trainer(Parts):
         return cost
 
     def _autocast(self) -> torch.autocast:
-        kind = PRECISIONS[self.config.precision]
-        return torch.autocast(self.device.type, kind, enabled=kind != torch.float32)
+        return autocast(self.device, self.config.precision)
 
 
-def flops(function: Callable[[], object]) -> float:
-    """Returns the floating point operations of a call, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return float(counter.get_total_flops())
+def ends(inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the first decision that counts and the first one behind the last, (N,) each; T and 0 where none does."""
+    steps = torch.arange(len(inside), device=inside.device)[:, None]
+    return torch.where(inside, steps, len(inside)).amin(0), torch.where(inside, steps + 1, 0).amax(0)
 
 
 def mean_window(inside: Tensor) -> dict[str, float]:
-    """Returns the mean first decision that counts and the mean first one behind the last, of the images with some."""
-    steps = torch.arange(len(inside), device=inside.device)[:, None]
+    """Returns the mean of both ends, of the images with some decisions that count."""
     some = inside.any(0)
-    start = torch.where(inside, steps, len(inside)).amin(0)[some]
-    end = torch.where(inside, steps + 1, 0).amax(0)[some]
-    means = {"scope/start": processes.mean(start).item(), "scope/end": processes.mean(end).item()}
+    start, end = (processes.mean(each[some]).item() for each in ends(inside))
+    means = {"scope/start": start, "scope/end": end}
     return {name: value for name, value in means.items() if not math.isnan(value)}
 
 
@@ -738,9 +732,7 @@ def make_env(config: Config) -> gym.vector.VectorEnv:
     observe = ["latents", "std", "denoised", "context"]
     if HOSTS[config.host].has_critic:
         observe.append("features")
-    env = training_env(config, groups * size, contexts=f"grouped:{size}", observe=observe)
-    sampler_of(env)
-    return env
+    return training_env(config, groups * size, contexts=f"grouped:{size}", observe=observe)
 
 
 def sampler_of(env: gym.vector.VectorEnv) -> DenoisingSampler:

@@ -41,7 +41,7 @@ from agents.command_line import main
 from agents.loop import Parts, Stateful, learn
 from agents.losses import categorical_entropy, gaussian_log_prob, k3, ppo_policy_loss
 from agents.policy import OBSERVE, PolicyActor, load_run, make_network, training_env
-from agents.tuned import add_lora, plain_state, write_generator
+from agents.tuned import PRECISIONS, add_lora, autocast, plain_state, write_generator
 from genenv import rewards
 from genenv.distributed import sum_over_ranks
 from genenv.envs.tokens import NETWORKS
@@ -61,7 +61,7 @@ from genenv.ranges import (
 from genenv.rewards.features import reward_features
 from genenv.rewards.loo_fid import LeaveOneOutFID
 from genenv.rewards.mixture import Mixture, centre_groups, standardise_groups
-from genenv.rng import MAX_SEED, Purpose, training_seed
+from genenv.rng import MAX_SEED, Purpose
 from genenv.rollout import Episode, default_actor, generator_policy, schedule_actions
 from genenv.tiers import load_part
 from genenv.vector_env import unwrapped
@@ -71,7 +71,6 @@ REFERENCES, RATIOS, ENTROPIES = ("frozen", "moving"), ("sequence", "token"), ("a
 SCALES = ("group", "batch", "none")
 OBJECTIVES = ("instance", "distribution")
 """Rewards of single images, and rewards that compare those of a batch."""
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NONE = "none"
 
 
@@ -534,12 +533,11 @@ class Trainer(Parts):
         }
 
     def _next_seeds(self) -> list[int]:
-        """Returns the seeds of the images of this process's next groups; a group is the seeds of one quotient by G."""
-        size = self.config.group_size
-        first = -(-training_seed(self.config.seed, 0) // size) + self.images // size
-        self.images += self.config.num_groups * size
-        numbers = [(first + group) % (MAX_SEED // size) for group in processes.own(self.config.num_groups)]
-        return [number * size + image for number in numbers for image in range(size)]
+        """Returns the seeds of the images of this process's next groups."""
+        groups, size = self.config.num_groups, self.config.group_size
+        seeds = processes.group_seeds(self.config.seed, self.images, groups, size)
+        self.images += groups * size
+        return seeds
 
     def _advantage(self, reward: Tensor, group: Tensor) -> Tensor:
         """Returns rewards (N,) less the mean of their group, in standard deviations."""
@@ -587,8 +585,7 @@ class Trainer(Parts):
                 old.lerp_(now[name], 1 - self.config.reference_decay)
 
     def _autocast(self) -> torch.autocast:
-        kind = PRECISIONS[self.config.precision]
-        return torch.autocast(self.device.type, kind, enabled=kind != torch.float32)
+        return autocast(self.device, self.config.precision)
 
 
 def _weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

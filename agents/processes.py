@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from genenv.distributed import num_ranks, sum_over_ranks
+from genenv.rng import MAX_SEED, training_seed
 
 PATIENCE = datetime.timedelta(days=2)
 """The others wait as long for the first process, which evaluates alone."""
@@ -47,6 +48,20 @@ def is_first() -> bool:
 def own(total: int) -> range:
     """Returns which of `total` images are this process's: neighbours, numbers that differ by at most 1."""
     return range(rank() * total // num_ranks(), (rank() + 1) * total // num_ranks())
+
+
+def group_seeds(run: int, images: int, groups: int, size: int) -> list[int]:
+    """Returns the seeds of the images of this process's next groups; a group is the seeds of one quotient by its size.
+
+    Args:
+        run: seed of the run.
+        images: that the run has had so far, of whole groups.
+        groups: that all processes are to have next.
+        size: images of a group.
+    """
+    first = -(-training_seed(run, 0) // size) + images // size
+    numbers = [(first + group) % (MAX_SEED // size) for group in own(groups)]
+    return [number * size + image for number in numbers for image in range(size)]
 
 
 def own_decisions(rows: Tensor, total: int) -> Tensor:

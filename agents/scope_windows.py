@@ -19,7 +19,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from torch import Tensor
 
-from agents.adascope import Config, Trainer
+from agents.adascope import Config, Trainer, ends
 from agents.console import CONSOLE, say
 from agents.runs import load_checkpoint, read_config
 from agents.scope_table import read_curve
@@ -90,9 +90,7 @@ def look(trainer: Trainer, num_images: int) -> Looked:
 
 def spread(inside: Tensor) -> dict[str, str]:
     """Returns mean and standard deviation over images of start, end and share of their windows."""
-    steps = torch.arange(len(inside))[:, None]
-    start = torch.where(inside, steps, len(inside)).amin(0).double()
-    end = torch.where(inside, steps + 1, 0).amax(0).double()
+    start, end = (each.double() for each in ends(inside))
     share = inside.double().mean(0)
     return {
         name: f"{value.mean():.2f} ({value.std():.2f})"

@@ -6,14 +6,23 @@ import copy
 import shutil
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from genenv.checkpoints import read_json, replacing_folder, save_tensors
 from genenv.pipelines import INDEX, NoisePredictor
 from genenv.tiers import RANDOM, backbone_folder, base_of, tier_of, write_manifest
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What rollouts and updates are computed in."""
 WEIGHTS = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
 """Endings of files that hold a whole generator, as some lie beside a pipeline's folders."""
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Returns the context of a precision, one of `PRECISIONS`; the weights stay as they are."""
+    kind = PRECISIONS[precision]
+    return torch.autocast(device.type, kind, enabled=kind != torch.float32)
 
 
 def add_lora(network: nn.Module, rank: int) -> None:

@@ -143,9 +143,8 @@ class Evaluator:
         device = torch_device(str(kwargs.get("device", "cpu")))
         self._judge: Judge | None = None
         if needs_judge or protocol is not None or tier_of(self.backbone).judges:
-            self._judge = Judge(
-                self.backbone, protocol, device
-            )  # first: released generators are slow to load
+            # Before the environment: released generators are slow to load.
+            self._judge = Judge(self.backbone, protocol, device)
             check_number(self._judge.extractor, num_images)
         self.env = gym.make_vec(env_id, num_envs=min(batch_size, num_images), **kwargs)
 

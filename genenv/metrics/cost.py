@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,18 @@ def flops_per_image(sampler: Sampler, commands: Sequence[Any], context: Context,
         context: (N,).
         rng: the streams of the N images.
     """
+
+    def episode() -> None:
+        state = sampler.start(context, rng)
+        for command in commands:
+            state = sampler.advance(state, command, rng)
+        sampler.decode(state)
+
+    return flops(episode) / len(context)
+
+
+def flops(function: Callable[[], object]) -> int:
+    """Returns the floating point operations of a call, as torch counts them."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with (
@@ -33,8 +45,5 @@ def flops_per_image(sampler: Sampler, commands: Sequence[Any], context: Context,
         FlopCounterMode(display=False) as counter,
     ):
         warnings.filterwarnings("ignore", message="Using `torch.compile")  # of the counter's own hooks
-        state = sampler.start(context, rng)
-        for command in commands:
-            state = sampler.advance(state, command, rng)
-        sampler.decode(state)
-    return counter.get_total_flops() / len(context)
+        function()
+    return counter.get_total_flops()
