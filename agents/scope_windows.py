@@ -108,17 +108,13 @@ def main(arguments: Arguments) -> None:
     looked["after training"] = look(trainer, arguments.num_images)
     names = unwrapped(trainer.env).contexts.names
     table = Table("", "of", "start", "end", "share", title="windows, mean (standard deviation)", box=SIMPLE)
-    windows = {}
-    for when, images in looked.items():
-        inside = images.inside(config.detector)
-        windows[when] = inside.double().mean(1)
-        table.add_row(when, "all", *spread(inside).values())
+    inside = {when: images.inside(config.detector) for when, images in looked.items()}
+    for when, found in inside.items():
+        table.add_row(when, "all", *spread(found).values())
     before = looked["before training"]
     for label in before.context.unique().tolist():
-        of = before.context == label
-        table.add_row(
-            "before training", str(names[label]), *spread(before.inside(config.detector)[:, of]).values()
-        )
+        found = inside["before training"][:, before.context == label]
+        table.add_row("before training", str(names[label]), *spread(found).values())
     for threshold in arguments.thresholds:
         detector = dataclasses.replace(config.detector, start_threshold=threshold, end_threshold=threshold)
         table.add_row(
@@ -128,6 +124,7 @@ def main(arguments: Arguments) -> None:
     gains = _gains(arguments)
     if arguments.out is not None:
         curves = {config.semantic: before.semantic.mean(1), f"reward: {config.reward}": before.reward.mean(1)}
+        windows = {when: found.double().mean(1) for when, found in inside.items()}
         save_windows(arguments.out, gains, curves, windows)
         say(f"picture: {arguments.out}")
 
