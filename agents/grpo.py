@@ -513,7 +513,7 @@ class Trainer(Parts):
             processes.sum_gradients(self.parameters)
             norm = nn.utils.clip_grad_norm_(self.parameters, config.max_gradient)
             self.optimiser.step()
-        if config.reference == "moving" and policy.reference is not None:
+        if config.reference == "moving":
             self._move_reference()
         if self.average is not None:
             self.average.update_parameters(policy.network)

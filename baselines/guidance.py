@@ -81,8 +81,8 @@ def run(config: Config) -> Iterator[Result]:
         for seed in config.seeds:
             yield guidance.measure(bench, _guided(weight), seed)
     for path, run in zip(config.runs, tuned, strict=True):
-        kwargs = {"backbone": str(path / GENERATOR), "guidance_weight": 0.0}
-        bench = Bench(config, config.env_kwargs | kwargs)
+        unguided = {"backbone": str(path / GENERATOR), "guidance_weight": 0.0}
+        bench = Bench(config, config.env_kwargs | unguided)
         yield guidance.measure(bench, f"{run.name}, tuned", run.seed, run.images, run.seconds)
     if config.pictures is not None:
         draw(config, guidance)

@@ -130,6 +130,14 @@ def setting(name: str, value: float | None, default: float, bijector: Bijector) 
     return float(value)
 
 
+def constant_guidance(guidance_weight: float | None) -> float:
+    """Returns a guidance weight that no action moves, 0 where it is None; ValueError unless finite and at least 0."""
+    weight = 0.0 if guidance_weight is None else float(guidance_weight)
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"guidance_weight must be finite and at least 0, got {guidance_weight}")
+    return weight
+
+
 def constant(value: float, horizon: int) -> Tensor:
     """Returns the same value at each of `horizon` decisions, (T,) float64."""
     return torch.full((horizon,), value, dtype=torch.float64)

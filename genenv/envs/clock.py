@@ -26,7 +26,7 @@ from genenv.grids import ClosedForm, measured_closed_form
 from genenv.models.unet import load_unet
 from genenv.protocols import Context, Observation, Sampler
 from genenv.rng import BatchRng, Purpose
-from genenv.schedules import REAL, ScheduleParam, constant, scaled_unit
+from genenv.schedules import REAL, ScheduleParam, constant, constant_guidance, scaled_unit
 from genenv.solvers import directional_derivative, per_image, reverse_flow
 from genenv.tiers import backbones_with_any, choose_part, tier_of
 
@@ -369,9 +369,7 @@ def make_sampler(
     Raises:
         ValueError: if a value is not legal, or the backbone has no such network.
     """
-    weight = 0.0 if guidance_weight is None else float(guidance_weight)
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"guidance_weight must be finite and at least 0, got {guidance_weight}")
+    weight = constant_guidance(guidance_weight)
     tier, steps = tier_of(backbone), 8 if num_steps is None else num_steps
     highest, lowest = tier.sigmas
     if "unet" in tier.folder_parts:

@@ -21,6 +21,7 @@ from genenv.fields import LATENT_LIMIT, Field, latent_field, limit_latents, show
 from genenv.pipelines import load_pipeline
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng
+from genenv.schedules import constant_guidance
 from genenv.solvers import per_image
 from genenv.tiers import backbones_with_any, choose_part, tier_of
 from genenv.transitions import TRANSITIONS, Transition
@@ -293,9 +294,7 @@ def make_sampler(
     """
     if transition not in (None, *TRANSITIONS):
         raise ValueError(f"transition must be one of {', '.join(TRANSITIONS)}, got {transition!r}")
-    weight = 0.0 if guidance_weight is None else guidance_weight
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"guidance_weight must be finite and at least 0, got {guidance_weight}")
+    weight = constant_guidance(guidance_weight)
     if num_steps is not None and num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     if tier_of(backbone).name in PIPELINES:

@@ -20,6 +20,7 @@ from genenv.fields import Field
 from genenv.models.raster import RasterTransformer
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng
+from genenv.schedules import constant_guidance
 from genenv.tiers import backbones_with_any, choose_part, load_part, tier_of
 
 NETWORKS = ("llamagen", "vqgan")
@@ -152,9 +153,7 @@ def make_sampler(
         ValueError: if a value is not legal, or the backbone has no such network.
     """
     part = choose_part(backbone, network, NETWORKS, "generator of tokens in raster order")
-    weight = 0.0 if guidance_weight is None else float(guidance_weight)
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"guidance_weight must be finite and at least 0, got {guidance_weight}")
+    weight = constant_guidance(guidance_weight)
     if weight and not needs_features:
         raise ValueError(
             f"guidance_weight changes the generator's logits alone, got {guidance_weight} where they are not observed; "
