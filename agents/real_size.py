@@ -4,7 +4,7 @@ python -m agents.real_size --backbone random:imagenet256-llamagen-b --num-groups
 python -m agents.real_size --backbone random:imagenet256-llamagen-l --device cuda --precision bfloat16
 
 Rollout, policy, reference and update are those of `agents.grpo`. The images are paid their brightness: what scorers
-take comes on top (`agents.reward_speed`).
+take is not in it.
 """
 
 from __future__ import annotations
