@@ -49,7 +49,9 @@ def _parse_fields(kind: type[C], values: dict[str, Any]) -> C:
         ("has an unknown field", [name for name in values if name not in names]),
     ):
         if found:
-            raise _Edited(f"{fault} {', '.join(found)}: it is of another version of the agent, or was edited")
+            raise _Edited(
+                f"{fault} {', '.join(found)}: it is of another agent, of another version of it, or was edited"
+            )
     return kind(**{name: _parse(hints[name], values[name], name) for name in names})
 
 
@@ -73,17 +75,18 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
     raise ValueError(f"{name} must be {hint if inner else hint.__name__}, got {value!r}")
 
 
-def words(config: Any) -> Iterator[str]:
-    """Yields the words of the command line that make a configuration from its class's defaults.
+def words(config: Any, default: Any = None) -> Iterator[str]:
+    """Yields the words of the command line that make a configuration from a default one, by default its class's.
 
     There the word "None" stands for None, so that no optional text can have it.
     """
+    default = type(config)() if default is None else default
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value == field.default:
+        value, usual = getattr(config, field.name), getattr(default, field.name)
+        if value == usual:
             continue
         if dataclasses.is_dataclass(value):
-            yield from words(value)
+            yield from words(value, usual)
             continue
         flag = "--" + field.name.replace("_", "-")
         if isinstance(value, bool):

@@ -36,7 +36,7 @@ class Config:
     name: str | None = None
     title: str = "x"
     fresh: bool = False
-    part: Part = Part()
+    part: Part = Part(width=3)
 
     def __post_init__(self):
         check(self)
@@ -49,6 +49,7 @@ OTHERS = [
     ),
     Config(rate=((0, 1e-5), (1, 2.0), (9, 3.5)), title="-5 'quoted'", name=""),
     Config(part=Part(width=5, ends=(0.5, 3.0)), number=4),
+    Config(part=Part()),
 ]
 
 
