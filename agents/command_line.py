@@ -28,7 +28,8 @@ class Where:
     out: Path | None = None
     """Directory of a new run."""
     resume: Path | None = None
-    """Directory of a run to continue, exactly as if it had never stopped; it keeps its configuration."""
+    """Directory of a run to continue, exactly as if it had never stopped, under its configuration; a higher
+    `--num-iterations` goes on from its end."""
     trust_modules: bool = False
     """Let the configuration of that directory name Python modules, whose code then runs."""
 

@@ -1,9 +1,9 @@
 """What a scope saves: runs of agents.adascope by host and scope, against those of their host with the full one.
 
-for scope in full adaptive fixed:2:12 random:10; do for seed in 0 1 2; do
-  python -m agents.adascope --host ddpo --scope $scope --seed $seed --out runs/ddpo-$scope-$seed
-done; done
-python -m agents.scope_table --runs runs/ddpo-*
+    for scope in full adaptive fixed:2:12 random:10; do for seed in 0 1 2; do
+      python -m agents.adascope --host ddpo --scope $scope --seed $seed --out runs/ddpo-$scope-$seed
+    done; done
+    python -m agents.scope_table --runs runs/ddpo-*
 
 A run is compared with the full one of its host and seed: how many minutes and floating point operations it took to the
 reward that the full one ended with, over those of the full one. Rewards are means over a few iterations.
@@ -26,7 +26,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from agents.adascope import Config
-from agents.console import CONSOLE
+from agents.console import CONSOLE, say
 from agents.runs import read_config
 from genenv.checkpoints import prepare_file, write_text
 from genenv.console import exit_status, print_table
@@ -175,6 +175,11 @@ def main(arguments: Arguments) -> None:
         every.append({"run": str(run), "reward_name": name[0], "host": name[1], "scope": name[2], **row})
     if arguments.json is not None:
         write_text(arguments.json, json.dumps(every, indent=2, allow_nan=True) + "\n")
+    alone = [str(row["run"]) for row in every if "flops" not in row]
+    if alone:
+        say(
+            f"without what the full scope's reward cost, since no run of their host and seed has it: {', '.join(alone)}"
+        )
     columns = [column for column in COLUMNS if any(column in row for rows in groups.values() for row in rows)]
     for reward in dict.fromkeys(name[0] for name in groups):
         table = Table("host", "scope", *(TITLES.get(c, c) for c in columns), "runs", title=reward, box=SIMPLE)

@@ -89,10 +89,10 @@ def look(trainer: Trainer, num_images: int) -> Looked:
 
 
 def spread(inside: Tensor) -> dict[str, str]:
-    """Returns mean and standard deviation over images of start, end and share of their windows."""
+    """Returns how many images there are, and mean and standard deviation of start, end and share of their windows."""
     start, end = (each.double() for each in ends(inside))
     share = inside.double().mean(0)
-    return {
+    return {"images": str(len(share))} | {
         name: f"{value.mean():.2f} ({value.std():.2f})"
         for name, value in {"start": start, "end": end, "share": share}.items()
     }
@@ -107,7 +107,9 @@ def main(arguments: Arguments) -> None:
     trainer.sampler.use(trainer.kept)
     looked["after training"] = look(trainer, arguments.num_images)
     names = unwrapped(trainer.env).contexts.names
-    table = Table("", "of", "start", "end", "share", title="windows, mean (standard deviation)", box=SIMPLE)
+    table = Table(
+        "", "of", "images", "start", "end", "share", title="windows, mean (standard deviation)", box=SIMPLE
+    )
     inside = {when: images.inside(config.detector) for when, images in looked.items()}
     for when, found in inside.items():
         table.add_row(when, "all", *spread(found).values())
@@ -123,7 +125,9 @@ def main(arguments: Arguments) -> None:
     print_table(CONSOLE, table)
     gains = _gains(arguments)
     if arguments.out is not None:
-        curves = {config.semantic: before.semantic.mean(1), f"reward: {config.reward}": before.reward.mean(1)}
+        curves = {f"reward: {config.reward}": before.reward.mean(1)}
+        if config.semantic != config.reward:
+            curves = {f"semantic: {config.semantic}": before.semantic.mean(1)} | curves
         windows = {when: found.double().mean(1) for when, found in inside.items()}
         save_windows(arguments.out, gains, curves, windows)
         say(f"picture: {arguments.out}")

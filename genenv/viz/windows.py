@@ -74,7 +74,7 @@ def _draw_gains(axes: Axes, gains: Mapping[tuple[int, int], Sequence[float]]) ->
     axes.axhline(0, color=RULE)
     for (start, end), values in sorted(gains.items()):
         mean = float(np.mean(values))
-        axes.bar((start + end) / 2, mean, width=0.88 * (end - start), color=LEARNED)
+        axes.bar((start + end) / 2, mean, width=end - start, color=LEARNED, edgecolor="white")
         if len(values) > 1:
             low, high = student(list(values))
             axes.errorbar((start + end) / 2, mean, (high - low) / 2, color=INK, elinewidth=1.1, capsize=3)

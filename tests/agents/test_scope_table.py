@@ -72,6 +72,9 @@ def test_finished_runs_are_compared_by_host_and_scope(tmp_path, capsys):
     rows = json.loads((tmp_path / "table.json").read_text())
     assert {row["scope"]: row["share"] for row in rows} == {"full": 1.0, "fixed:0:2": 0.5}
     assert all(row["flops"] == 1.0 for row in rows if row["scope"] == "full")
+    assert "no run of their host and seed" not in text
+    main(Arguments(runs[:1]))
+    assert f"no run of their host and seed has it: {runs[0]}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_unfinished_run_is_named(tmp_path, monkeypatch):

@@ -29,7 +29,12 @@ def test_every_image_is_looked_at_before_every_decision():
 
 def test_windows_are_told_by_mean_and_deviation():
     inside = torch.tensor([[0, 1], [1, 1], [1, 0], [0, 0]], dtype=torch.bool)
-    assert spread(inside) == {"start": "0.50 (0.71)", "end": "2.50 (0.71)", "share": "0.50 (0.00)"}
+    assert spread(inside) == {
+        "images": "2",
+        "start": "0.50 (0.71)",
+        "end": "2.50 (0.71)",
+        "share": "0.50 (0.00)",
+    }
 
 
 def test_a_run_is_looked_into(tmp_path, capsys):
