@@ -6,7 +6,9 @@
     python -m agents.scope_table --runs runs/ddpo-*
 
 A run is compared with the full one of its host and seed: how many minutes and floating point operations it took to the
-reward that the full one ended with, over those of the full one. Rewards are means over a few iterations.
+reward that the full one ended with, over those of the full one. Rewards are means over a few iterations. Since quality
+and diversity fall while a reward rises, held-out metrics are told at the end, and where the held-out reward first is
+what the full one's ended at: between the two evaluations around it, so that more of them (--eval-interval) tell more.
 """
 
 from __future__ import annotations
@@ -30,14 +32,16 @@ from agents.console import CONSOLE, say
 from agents.runs import read_config
 from genenv.checkpoints import prepare_file, write_text
 from genenv.console import exit_status, print_table
-from genenv.json_text import read_object
 from genenv.metrics.intervals import interval
 from genenv.ranges import AT_LEAST_1, check
 from genenv.viz.report import read_records
 
 FULL = "full"
+BASE = "base"
 COSTS = ("seconds", "flops")
-HELD_OUT = ("reward", "fid", "recall", "coverage", "accuracy")
+METRICS = ("fid", "recall", "coverage", "accuracy")
+HELD_OUT = ("reward", *METRICS)
+AS_GOOD = tuple(f"as good/{name}" for name in METRICS)
 TITLES = {
     "share": "decisions",
     "iteration": "s/iteration",
@@ -46,6 +50,8 @@ TITLES = {
     "flops": "FLOPs to it",
     "reward": "held-out reward",
     "fid": "FID",
+    "as good/fid": "FID",
+    **{name: name.removeprefix("as good/") for name in AS_GOOD[1:]},
 }
 """What columns are called, where it is not by their keys."""
 COLUMNS = ("share", "iteration", "final", *COSTS, *HELD_OUT)
@@ -77,15 +83,14 @@ class Curve:
         reward: the mean reward at each iteration, over the window that ends there; fewer at the start.
         costs: {"seconds": ..., "flops": ...} up to each iteration.
         share: mean share of decisions in the scope.
-        before, after: held-out metrics.
+        held_out: metrics of every evaluation in turn, from that before training.
     """
 
     config: Config
     reward: list[float]
     costs: dict[str, list[float]]
     share: float
-    before: Mapping[str, float]
-    after: Mapping[str, float]
+    held_out: list[dict[str, float]]
 
     def to_reach(self, reward: float, cost: str) -> float:
         """Returns what it cost to reach a reward, infinity where it was not reached."""
@@ -93,6 +98,16 @@ class Curve:
             if value >= reward:
                 return spent
         return math.inf
+
+    def as_good(self, reward: float) -> dict[str, float]:
+        """Returns held-out metrics where the held-out reward first is so high, infinities where it never was."""
+        if self.held_out[0]["reward"] >= reward:
+            return self.held_out[0]
+        for before, after in itertools.pairwise(self.held_out):
+            if before["reward"] < reward <= after["reward"]:
+                share = (reward - before["reward"]) / (after["reward"] - before["reward"])
+                return {name: before[name] + share * (after[name] - before[name]) for name in after}
+        return dict.fromkeys(self.held_out[0], math.inf)
 
 
 def read_curve(run: Path, window: int, trust_modules: bool = False) -> Curve:
@@ -104,8 +119,16 @@ def read_curve(run: Path, window: int, trust_modules: bool = False) -> Curve:
     config = read_config(Config, run, trust_modules)
     if not (run / "summary.json").is_file():
         raise ValueError(f"{run} is not finished: continue it with python -m agents.adascope --resume {run}")
-    rows = {row["name"]: row for row in read_object(run / "summary.json")["rows"]}
-    records: list[dict[str, Any]] = [record for record in read_records(run) if "reward" in record]
+    every = read_records(run)
+    held_out = [
+        {
+            name.removeprefix("held_out/"): value
+            for name, value in record.items()
+            if name.startswith("held_out/")
+        }
+        for record in every
+    ]
+    records: list[dict[str, Any]] = [record for record in every if "reward" in record]
     rewards = [record["reward"] for record in records]
     seconds = [sum(v for name, v in record.items() if name.startswith("seconds/")) for record in records]
     return Curve(
@@ -113,8 +136,7 @@ def read_curve(run: Path, window: int, trust_modules: bool = False) -> Curve:
         [statistics.fmean(rewards[max(0, i + 1 - window) : i + 1]) for i in range(len(rewards))],
         {"seconds": list(itertools.accumulate(seconds)), "flops": [record["flops"] for record in records]},
         statistics.fmean(record["scope/share"] for record in records),
-        rows["base"],
-        rows["tuned"],
+        [metrics for metrics in held_out if metrics],
     )
 
 
@@ -133,21 +155,28 @@ def row_of(curve: Curve, full: Curve | None) -> dict[str, float]:
     if full is not None:
         goal = full.reward[-1]
         row |= {cost: curve.to_reach(goal, cost) / full.to_reach(goal, cost) for cost in COSTS}
-    return row | {name: curve.after[name] for name in HELD_OUT if name in curve.after}
+        if "reward" in full.held_out[-1]:
+            as_good = curve.as_good(full.held_out[-1]["reward"])
+            row |= {f"as good/{name}": as_good[name] for name in METRICS if name in as_good}
+    return row | {name: curve.held_out[-1][name] for name in HELD_OUT if name in curve.held_out[-1]}
+
+
+def task_of(config: Config) -> tuple[Any, ...]:
+    """Returns what runs share that start from the same generator and are judged on the same images."""
+    return config.reward, config.seed, config.env_id, json.dumps(config.env_kwargs)
 
 
 def rows_of(curves: Mapping[Path, Curve]) -> Iterator[tuple[Path, tuple[str, str, str], dict[str, float]]]:
     """Yields each run, its (reward, host, name or scope), and its numbers."""
-
-    def task(curve: Curve) -> tuple[Any, ...]:
-        config = curve.config
-        return config.reward, config.host, config.seed, config.env_id, json.dumps(config.env_kwargs)
-
-    full = {task(curve): curve for curve in curves.values() if curve.config.scope == FULL}
+    full = {
+        (curve.config.host, task_of(curve.config)): curve
+        for curve in curves.values()
+        if curve.config.scope == FULL
+    }
     for run, curve in curves.items():
         config = curve.config
         name = (config.reward, config.host, config.name or config.scope)
-        yield run, name, row_of(curve, full.get(task(curve)))
+        yield run, name, row_of(curve, full.get((config.host, task_of(config))))
 
 
 def cell(values: Sequence[float]) -> str:
@@ -166,9 +195,9 @@ def main(arguments: Arguments) -> None:
     if not curves:
         raise ValueError("runs must name at least one run directory, got none")
     groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
-    for curve in curves.values():
-        base = {name: curve.before[name] for name in HELD_OUT if name in curve.before}
-        groups.setdefault((curve.config.reward, "base", ""), []).append(base)
+    for curve in {task_of(curve.config): curve for curve in curves.values()}.values():
+        base = {name: curve.held_out[0][name] for name in HELD_OUT if name in curve.held_out[0]}
+        groups.setdefault((curve.config.reward, BASE, curve.config.network or ""), []).append(base)
     every = []
     for run, name, row in rows_of(curves):
         groups.setdefault(name, []).append(row)
@@ -180,16 +209,24 @@ def main(arguments: Arguments) -> None:
         say(
             f"without what the full scope's reward cost, since no run of their host and seed has it: {', '.join(alone)}"
         )
-    columns = [column for column in COLUMNS if any(column in row for rows in groups.values() for row in rows)]
     for reward in dict.fromkeys(name[0] for name in groups):
-        table = Table("host", "scope", *(TITLES.get(c, c) for c in columns), "runs", title=reward, box=SIMPLE)
-        for (of, *name), rows in sorted(groups.items(), key=lambda item: (item[0][1] != "base", item[0])):
-            if of == reward:
-                cells = [
-                    cell([row[c] for row in rows]) if all(c in row for row in rows) else "" for c in columns
-                ]
-                table.add_row(*name, *cells, str(len(rows)))
-        print_table(CONSOLE, table)
+        rows = {name[1:]: rows for name, rows in groups.items() if name[0] == reward}
+        tell(reward, rows, COLUMNS)
+        if any(AS_GOOD[0] in row for each in rows.values() for row in each):
+            as_good = {name: each for name, each in rows.items() if AS_GOOD[0] in each[0]}
+            tell(f"{reward}, where it is first as high as the full scope's at the end", as_good, AS_GOOD)
+
+
+def tell(
+    title: str, groups: Mapping[tuple[str, ...], list[dict[str, float]]], columns: Sequence[str]
+) -> None:
+    """Prints a table of {(host, scope): numbers of each run}, with the columns that some run has."""
+    columns = [column for column in columns if any(column in row for rows in groups.values() for row in rows)]
+    table = Table("host", "scope", *(TITLES.get(c, c) for c in columns), "runs", title=title, box=SIMPLE)
+    for name, rows in sorted(groups.items(), key=lambda item: (item[0][0] != BASE, item[0])):
+        cells = [cell([row[c] for row in rows]) if all(c in row for row in rows) else "" for c in columns]
+        table.add_row(*name, *cells, str(len(rows)))
+    print_table(CONSOLE, table)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def _gains(arguments: Arguments) -> dict[tuple[int, int], list[float]]:
         scope = parse_scope(curve.config.scope)
         if not isinstance(scope, Fixed):
             raise ValueError(f"{run} must have a fixed scope, got {curve.config.scope!r}")
-        gain = curve.after["reward"] - curve.before["reward"]
+        gain = curve.held_out[-1]["reward"] - curve.held_out[0]["reward"]
         gains.setdefault((scope.start, scope.end), []).append(gain)
     if gains:
         table = Table("decisions", "gain of the held-out reward", "runs", box=SIMPLE)

@@ -24,7 +24,7 @@ SMALL = Config(
 
 def curve(rewards, flops, seconds=None, share=1.0):
     costs = {"flops": flops, "seconds": seconds or flops}
-    return Curve(SMALL, rewards, costs, share, {"fid": 1.0}, {"fid": 0.5, "recall": 0.8})
+    return Curve(SMALL, rewards, costs, share, [{"fid": 1.0}, {"fid": 0.5, "recall": 0.8}])
 
 
 def test_costs_are_those_of_reaching_what_the_full_scope_ended_with():
@@ -40,6 +40,18 @@ def test_costs_are_those_of_reaching_what_the_full_scope_ended_with():
     assert "flops" not in row_of(part, None)
     slow = row_of(curve([0.1, 0.1, 0.2, 0.3], [1, 2, 3, 4]), full)
     assert slow["flops"] == math.inf
+
+
+def test_held_out_metrics_are_told_where_the_reward_is_as_high():
+    held_out = [{"reward": 0.5, "fid": 1.0}, {"reward": 0.7, "fid": 3.0}, {"reward": 0.6, "fid": 9.0}]
+    run = dataclasses.replace(curve([0.1], [1]), held_out=held_out)
+    assert run.as_good(0.55)["fid"] == pytest.approx(1.5)
+    assert run.as_good(0.7)["fid"] == 3.0
+    assert run.as_good(0.4)["fid"] == 1.0
+    assert run.as_good(0.8)["fid"] == math.inf
+    full = dataclasses.replace(run, held_out=[{"reward": 0.5, "fid": 1.0}, {"reward": 0.65, "fid": 7.0}])
+    assert row_of(run, full)["as good/fid"] == pytest.approx(2.5)
+    assert row_of(run, full)["fid"] == 9.0
 
 
 def test_a_cell_says_how_many_runs_got_there():
@@ -59,15 +71,14 @@ def test_finished_runs_are_compared_by_host_and_scope(tmp_path, capsys):
     rewards = [record["reward"] for record in records]
     assert read.reward == pytest.approx([rewards[0], sum(rewards[:2]) / 2, sum(rewards[1:]) / 2])
     assert read.costs["flops"] == [record["flops"] for record in records]
-    assert read.after["reward"] == records[-1]["held_out/reward"]
+    assert read.held_out[-1]["reward"] == records[-1]["held_out/reward"]
     capsys.readouterr()
     main(Arguments(runs, json=tmp_path / "table.json"))
     text = capsys.readouterr().out
     rows = [line.split() for line in text.splitlines()]
-    assert [row[:2] for row in rows if row and row[-1] in ("2", "4")] == [
-        ["base", next(row for row in rows if row and row[0] == "base")[1]],
-        ["ddpo", "fixed:0:2"],
-        ["ddpo", "full"],
+    assert [row[: 1 + (row[0] == "ddpo")] for row in rows if row and row[-1] == "2"] == [
+        ["base"],
+        *[["ddpo", "fixed:0:2"], ["ddpo", "full"]] * 2,  # at the end, and where they are as good
     ]
     rows = json.loads((tmp_path / "table.json").read_text())
     assert {row["scope"]: row["share"] for row in rows} == {"full": 1.0, "fixed:0:2": 0.5}
