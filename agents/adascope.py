@@ -64,9 +64,8 @@ from genenv.vector_env import unwrapped
 DENOISING = "AdaScope/Denoising-v0"
 LORA = "lora"
 """The folder of a run with the low-rank changes of a Stable Diffusion, for `load_lora_weights` of diffusers."""
-DIGITS = Detector(straightness=0.7, latest_start=0.6, latest_end=0.9)
-"""For the digits, whose reward rises to the end. The last tenth stays outside: with so little noise its gradients drown
-those of the other decisions, and learning with it is slower than without."""
+DIGITS = Detector(start_threshold=0.4, straightness=0.9, latest_start=0.7, latest_end=1.0)
+"""For the digits, whose preference rises from the middle to the very end."""
 
 
 @dataclasses.dataclass(frozen=True)

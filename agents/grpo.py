@@ -172,7 +172,7 @@ class Config:
     entropy_limits: tuple[float, float] = (7e-5, 4e-3)
     """Least and greatest weight, once it is adapted."""
     learning_rate: Annotated[Steps, ABOVE_ZERO] = ((0, 1e-4),)
-    """AdamW's: (first iteration, rate) in order."""
+    """AdamW's, with betas (0.9, 0.95): (first iteration, rate) in order."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """AdamW's."""
     max_gradient: Annotated[float, ABOVE_ZERO] = 1.0

@@ -1,14 +1,15 @@
 """What a scope saves: runs of agents.adascope by host and scope, against those of their host with the full one.
 
-    for scope in full adaptive fixed:2:12 random:10; do for seed in 0 1 2; do
+    for scope in full adaptive fixed:13:20 random:7; do for seed in 0 1 2; do
       python -m agents.adascope --host ddpo --scope $scope --seed $seed --out runs/ddpo-$scope-$seed
     done; done
     python -m agents.scope_table --runs runs/ddpo-*
 
 A run is compared with the full one of its host and seed: how many minutes and floating point operations it took to the
-reward that the full one ended with, over those of the full one. Rewards are means over a few iterations. Since quality
-and diversity fall while a reward rises, held-out metrics are told at the end, and where the held-out reward first is
-what the full one's ended at: between the two evaluations around it, so that more of them (--eval-interval) tell more.
+reward that the full one ended with, over those of the full one. Rewards are means over a few iterations. Reward and
+held-out metrics are told at as many images as the full one has; a run that goes on for longer shows what it takes to
+come as far. Since quality and diversity fall while a reward rises, metrics are also told where the held-out reward
+first is what the full one's ended at: between the two evaluations around it (--eval-interval).
 """
 
 from __future__ import annotations
@@ -83,14 +84,28 @@ class Curve:
         reward: the mean reward at each iteration, over the window that ends there; fewer at the start.
         costs: {"seconds": ..., "flops": ...} up to each iteration.
         share: mean share of decisions in the scope.
-        held_out: metrics of every evaluation in turn, from that before training.
+        held_out: {iteration: metrics} of every evaluation in turn, from that before training.
     """
 
     config: Config
     reward: list[float]
     costs: dict[str, list[float]]
     share: float
-    held_out: list[dict[str, float]]
+    held_out: dict[int, dict[str, float]]
+
+    @property
+    def base(self) -> dict[str, float]:
+        """Held-out metrics before training."""
+        return next(iter(self.held_out.values()))
+
+    @property
+    def images(self) -> int:
+        """Images of an iteration."""
+        return self.config.num_groups * self.config.group_size
+
+    def last(self, images: float = math.inf) -> dict[str, float]:
+        """Returns the held-out metrics of the last evaluation after no more images."""
+        return [m for iteration, m in self.held_out.items() if iteration * self.images <= images][-1]
 
     def to_reach(self, reward: float, cost: str) -> float:
         """Returns what it cost to reach a reward, infinity where it was not reached."""
@@ -101,13 +116,13 @@ class Curve:
 
     def as_good(self, reward: float) -> dict[str, float]:
         """Returns held-out metrics where the held-out reward first is so high, infinities where it never was."""
-        if self.held_out[0]["reward"] >= reward:
-            return self.held_out[0]
-        for before, after in itertools.pairwise(self.held_out):
+        if self.base["reward"] >= reward:
+            return self.base
+        for before, after in itertools.pairwise(self.held_out.values()):
             if before["reward"] < reward <= after["reward"]:
                 share = (reward - before["reward"]) / (after["reward"] - before["reward"])
                 return {name: before[name] + share * (after[name] - before[name]) for name in after}
-        return dict.fromkeys(self.held_out[0], math.inf)
+        return dict.fromkeys(self.base, math.inf)
 
 
 def read_curve(run: Path, window: int, trust_modules: bool = False) -> Curve:
@@ -120,14 +135,12 @@ def read_curve(run: Path, window: int, trust_modules: bool = False) -> Curve:
     if not (run / "summary.json").is_file():
         raise ValueError(f"{run} is not finished: continue it with python -m agents.adascope --resume {run}")
     every = read_records(run)
-    held_out = [
-        {
-            name.removeprefix("held_out/"): value
-            for name, value in record.items()
-            if name.startswith("held_out/")
+    held_out = {
+        int(record["iteration"]): {
+            name.removeprefix("held_out/"): v for name, v in record.items() if name.startswith("held_out/")
         }
         for record in every
-    ]
+    }
     records: list[dict[str, Any]] = [record for record in every if "reward" in record]
     rewards = [record["reward"] for record in records]
     seconds = [sum(v for name, v in record.items() if name.startswith("seconds/")) for record in records]
@@ -136,7 +149,7 @@ def read_curve(run: Path, window: int, trust_modules: bool = False) -> Curve:
         [statistics.fmean(rewards[max(0, i + 1 - window) : i + 1]) for i in range(len(rewards))],
         {"seconds": list(itertools.accumulate(seconds)), "flops": [record["flops"] for record in records]},
         statistics.fmean(record["scope/share"] for record in records),
-        [metrics for metrics in held_out if metrics],
+        {iteration: metrics for iteration, metrics in held_out.items() if metrics},
     )
 
 
@@ -147,18 +160,21 @@ def row_of(curve: Curve, full: Curve | None) -> dict[str, float]:
         curve: the run.
         full: that of its host and seed with the full scope, None where there is none.
     """
+    images = (full or curve).images * len((full or curve).reward)
+    iterations = min(len(curve.reward), max(1, images // curve.images))
     row = {
         "share": curve.share,
         "iteration": curve.costs["seconds"][-1] / len(curve.reward),
-        "final": curve.reward[-1],
+        "final": curve.reward[iterations - 1],
     }
     if full is not None:
         goal = full.reward[-1]
         row |= {cost: curve.to_reach(goal, cost) / full.to_reach(goal, cost) for cost in COSTS}
-        if "reward" in full.held_out[-1]:
-            as_good = curve.as_good(full.held_out[-1]["reward"])
+        if "reward" in full.last():
+            as_good = curve.as_good(full.last()["reward"])
             row |= {f"as good/{name}": as_good[name] for name in METRICS if name in as_good}
-    return row | {name: curve.held_out[-1][name] for name in HELD_OUT if name in curve.held_out[-1]}
+    told = curve.last(images)
+    return row | {name: told[name] for name in HELD_OUT if name in told}
 
 
 def task_of(config: Config) -> tuple[Any, ...]:
@@ -196,7 +212,7 @@ def main(arguments: Arguments) -> None:
         raise ValueError("runs must name at least one run directory, got none")
     groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
     for curve in {task_of(curve.config): curve for curve in curves.values()}.values():
-        base = {name: curve.held_out[0][name] for name in HELD_OUT if name in curve.held_out[0]}
+        base = {name: curve.base[name] for name in HELD_OUT if name in curve.base}
         groups.setdefault((curve.config.reward, BASE, curve.config.network or ""), []).append(base)
     every = []
     for run, name, row in rows_of(curves):

@@ -125,11 +125,11 @@ def main(arguments: Arguments) -> None:
     print_table(CONSOLE, table)
     gains = _gains(arguments)
     if arguments.out is not None:
-        curves = {f"reward: {config.reward}": before.reward.mean(1)}
-        if config.semantic != config.reward:
-            curves = {f"semantic: {config.semantic}": before.semantic.mean(1)} | curves
+        curves = {f"semantic: {config.semantic}": before.semantic, f"reward: {config.reward}": before.reward}
+        if config.semantic == config.reward:
+            curves = {f"semantic and reward: {config.reward}": before.reward}
         windows = {when: found.double().mean(1) for when, found in inside.items()}
-        save_windows(arguments.out, gains, curves, windows)
+        save_windows(arguments.out, gains, {name: curve.mean(1) for name, curve in curves.items()}, windows)
         say(f"picture: {arguments.out}")
 
 
@@ -141,7 +141,7 @@ def _gains(arguments: Arguments) -> dict[tuple[int, int], list[float]]:
         scope = parse_scope(curve.config.scope)
         if not isinstance(scope, Fixed):
             raise ValueError(f"{run} must have a fixed scope, got {curve.config.scope!r}")
-        gain = curve.held_out[-1]["reward"] - curve.held_out[0]["reward"]
+        gain = curve.last()["reward"] - curve.base["reward"]
         gains.setdefault((scope.start, scope.end), []).append(gain)
     if gains:
         table = Table("decisions", "gain of the held-out reward", "runs", box=SIMPLE)

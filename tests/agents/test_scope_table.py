@@ -24,7 +24,7 @@ SMALL = Config(
 
 def curve(rewards, flops, seconds=None, share=1.0):
     costs = {"flops": flops, "seconds": seconds or flops}
-    return Curve(SMALL, rewards, costs, share, [{"fid": 1.0}, {"fid": 0.5, "recall": 0.8}])
+    return Curve(SMALL, rewards, costs, share, {0: {"fid": 1.0}, 3: {"fid": 0.5, "recall": 0.8}})
 
 
 def test_costs_are_those_of_reaching_what_the_full_scope_ended_with():
@@ -43,15 +43,23 @@ def test_costs_are_those_of_reaching_what_the_full_scope_ended_with():
 
 
 def test_held_out_metrics_are_told_where_the_reward_is_as_high():
-    held_out = [{"reward": 0.5, "fid": 1.0}, {"reward": 0.7, "fid": 3.0}, {"reward": 0.6, "fid": 9.0}]
-    run = dataclasses.replace(curve([0.1], [1]), held_out=held_out)
+    held_out = {
+        0: {"reward": 0.5, "fid": 1.0},
+        2: {"reward": 0.7, "fid": 3.0},
+        4: {"reward": 0.6, "fid": 9.0},
+    }
+    run = dataclasses.replace(curve([0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4]), held_out=held_out)
     assert run.as_good(0.55)["fid"] == pytest.approx(1.5)
     assert run.as_good(0.7)["fid"] == 3.0
     assert run.as_good(0.4)["fid"] == 1.0
     assert run.as_good(0.8)["fid"] == math.inf
-    full = dataclasses.replace(run, held_out=[{"reward": 0.5, "fid": 1.0}, {"reward": 0.65, "fid": 7.0}])
-    assert row_of(run, full)["as good/fid"] == pytest.approx(2.5)
-    assert row_of(run, full)["fid"] == 9.0
+    held_out = {0: {"reward": 0.5, "fid": 1.0}, 3: {"reward": 0.65, "fid": 7.0}}
+    full = dataclasses.replace(curve([0.2, 0.3, 0.4], [1, 2, 3]), held_out=held_out)
+    row = row_of(run, full)
+    assert row["as good/fid"] == pytest.approx(2.5)
+    assert (row["final"], row["fid"]) == (0.3, 3.0)  # after as many images
+    assert row["flops"] == pytest.approx(4 / 3)  # and on, until it is there
+    assert (row_of(run, None)["final"], row_of(run, None)["fid"]) == (0.4, 9.0)
 
 
 def test_a_cell_says_how_many_runs_got_there():
@@ -71,7 +79,7 @@ def test_finished_runs_are_compared_by_host_and_scope(tmp_path, capsys):
     rewards = [record["reward"] for record in records]
     assert read.reward == pytest.approx([rewards[0], sum(rewards[:2]) / 2, sum(rewards[1:]) / 2])
     assert read.costs["flops"] == [record["flops"] for record in records]
-    assert read.held_out[-1]["reward"] == records[-1]["held_out/reward"]
+    assert read.last()["reward"] == records[-1]["held_out/reward"]
     capsys.readouterr()
     main(Arguments(runs, json=tmp_path / "table.json"))
     text = capsys.readouterr().out
