@@ -8,8 +8,9 @@
 A run is compared with the full one of its host and seed: how many minutes and floating point operations it took to the
 reward that the full one ended with, over those of the full one. Rewards are means over a few iterations. Reward and
 held-out metrics are told at as many images as the full one has; a run that goes on for longer shows what it takes to
-come as far. Since quality and diversity fall while a reward rises, metrics are also told where the held-out reward
-first is what the full one's ended at: between the two evaluations around it (--eval-interval).
+come as far. Since quality and diversity fall while a reward rises, a second table has the held-out metrics less the
+full one's, both where the held-out reward first is the highest that either reaches: between the two evaluations around
+it (--eval-interval).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ BASE = "base"
 COSTS = ("seconds", "flops")
 METRICS = ("fid", "recall", "coverage", "accuracy")
 HELD_OUT = ("reward", *METRICS)
-AS_GOOD = tuple(f"as good/{name}" for name in METRICS)
+LESS = tuple(f"less/{name}" for name in METRICS)
 TITLES = {
     "share": "decisions",
     "iteration": "s/iteration",
@@ -51,8 +52,8 @@ TITLES = {
     "flops": "FLOPs to it",
     "reward": "held-out reward",
     "fid": "FID",
-    "as good/fid": "FID",
-    **{name: name.removeprefix("as good/") for name in AS_GOOD[1:]},
+    "less/fid": "FID",
+    **{name: name.removeprefix("less/") for name in LESS[1:]},
 }
 """What columns are called, where it is not by their keys."""
 COLUMNS = ("share", "iteration", "final", *COSTS, *HELD_OUT)
@@ -114,15 +115,20 @@ class Curve:
                 return spent
         return math.inf
 
-    def as_good(self, reward: float) -> dict[str, float]:
-        """Returns held-out metrics where the held-out reward first is so high, infinities where it never was."""
+    @property
+    def highest(self) -> float:
+        """The highest held-out reward."""
+        return max(metrics["reward"] for metrics in self.held_out.values())
+
+    def at(self, reward: float) -> dict[str, float]:
+        """Returns held-out metrics where the held-out reward first is so high, which is at most the highest."""
         if self.base["reward"] >= reward:
             return self.base
         for before, after in itertools.pairwise(self.held_out.values()):
             if before["reward"] < reward <= after["reward"]:
                 share = (reward - before["reward"]) / (after["reward"] - before["reward"])
                 return {name: before[name] + share * (after[name] - before[name]) for name in after}
-        return dict.fromkeys(self.base, math.inf)
+        raise ValueError(f"reward must be at most the highest of the run, {self.highest}, got {reward}")
 
 
 def read_curve(run: Path, window: int, trust_modules: bool = False) -> Curve:
@@ -170,9 +176,10 @@ def row_of(curve: Curve, full: Curve | None) -> dict[str, float]:
     if full is not None:
         goal = full.reward[-1]
         row |= {cost: curve.to_reach(goal, cost) / full.to_reach(goal, cost) for cost in COSTS}
-        if "reward" in full.last():
-            as_good = curve.as_good(full.last()["reward"])
-            row |= {f"as good/{name}": as_good[name] for name in METRICS if name in as_good}
+        if full is not curve and "reward" in full.base:
+            reward = min(curve.highest, full.highest)
+            own, other = curve.at(reward), full.at(reward)
+            row |= {f"less/{name}": own[name] - other[name] for name in METRICS if name in own}
     told = curve.last(images)
     return row | {name: told[name] for name in HELD_OUT if name in told}
 
@@ -228,9 +235,9 @@ def main(arguments: Arguments) -> None:
     for reward in dict.fromkeys(name[0] for name in groups):
         rows = {name[1:]: rows for name, rows in groups.items() if name[0] == reward}
         tell(reward, rows, COLUMNS)
-        if any(AS_GOOD[0] in row for each in rows.values() for row in each):
-            as_good = {name: each for name, each in rows.items() if AS_GOOD[0] in each[0]}
-            tell(f"{reward}, where it is first as high as the full scope's at the end", as_good, AS_GOOD)
+        less = {name: each for name, each in rows.items() if all(LESS[0] in row for row in each)}
+        if less:
+            tell(f"{reward}, less the full scope's at equal reward", less, LESS)
 
 
 def tell(

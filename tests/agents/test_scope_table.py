@@ -42,21 +42,26 @@ def test_costs_are_those_of_reaching_what_the_full_scope_ended_with():
     assert slow["flops"] == math.inf
 
 
-def test_held_out_metrics_are_told_where_the_reward_is_as_high():
+def test_held_out_metrics_are_compared_at_equal_reward():
     held_out = {
         0: {"reward": 0.5, "fid": 1.0},
         2: {"reward": 0.7, "fid": 3.0},
         4: {"reward": 0.6, "fid": 9.0},
     }
     run = dataclasses.replace(curve([0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4]), held_out=held_out)
-    assert run.as_good(0.55)["fid"] == pytest.approx(1.5)
-    assert run.as_good(0.7)["fid"] == 3.0
-    assert run.as_good(0.4)["fid"] == 1.0
-    assert run.as_good(0.8)["fid"] == math.inf
+    assert run.at(0.55)["fid"] == pytest.approx(1.5)
+    assert run.at(0.7)["fid"] == 3.0
+    assert run.at(0.4)["fid"] == 1.0
+    with pytest.raises(ValueError, match=r"at most the highest of the run, 0\.7, got 0\.8"):
+        run.at(0.8)
     held_out = {0: {"reward": 0.5, "fid": 1.0}, 3: {"reward": 0.65, "fid": 7.0}}
     full = dataclasses.replace(curve([0.2, 0.3, 0.4], [1, 2, 3]), held_out=held_out)
     row = row_of(run, full)
-    assert row["as good/fid"] == pytest.approx(2.5)
+    assert row["less/fid"] == pytest.approx(2.5 - 7.0)
+    full = dataclasses.replace(
+        full, held_out={0: {"reward": 0.5, "fid": 1.0}, 3: {"reward": 0.8, "fid": 7.0}}
+    )
+    assert row_of(run, full)["less/fid"] == pytest.approx(3.0 - 5.0)  # at 0.7, which is the highest of both
     assert (row["final"], row["fid"]) == (0.3, 3.0)  # after as many images
     assert row["flops"] == pytest.approx(4 / 3)  # and on, until it is there
     assert (row_of(run, None)["final"], row_of(run, None)["fid"]) == (0.4, 9.0)
@@ -86,7 +91,9 @@ def test_finished_runs_are_compared_by_host_and_scope(tmp_path, capsys):
     rows = [line.split() for line in text.splitlines()]
     assert [row[: 1 + (row[0] == "ddpo")] for row in rows if row and row[-1] == "2"] == [
         ["base"],
-        *[["ddpo", "fixed:0:2"], ["ddpo", "full"]] * 2,  # at the end, and where they are as good
+        ["ddpo", "fixed:0:2"],
+        ["ddpo", "full"],
+        ["ddpo", "fixed:0:2"],  # less the full one's
     ]
     rows = json.loads((tmp_path / "table.json").read_text())
     assert {row["scope"]: row["share"] for row in rows} == {"full": 1.0, "fixed:0:2": 0.5}
