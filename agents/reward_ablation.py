@@ -1,9 +1,11 @@
 """What each reward makes of a policy: AdaGen's reward ablation, on metrics that no policy was trained for.
 
-for reward in fid classifier clip hpsv2 adversarial loo_fid; do for seed in 0 1 2; do
-  python -m agents.adagen --reward $reward --seed $seed --out runs/ablation/$reward-$seed
-done; done
-python -m agents.reward_ablation --runs runs/ablation/* --out runs/ablation.png
+    for reward in fid classifier clip hpsv2 adversarial loo_fid; do for seed in 0 1 2; do
+      python -m agents.adagen --reward $reward --seed $seed --out runs/ablation/$reward-$seed
+    done; done
+    python -m agents.reward_ablation --runs runs/ablation/* --out runs/ablation.png
+
+A row is a reward, with means and 95 % intervals over its runs.
 """
 
 from __future__ import annotations

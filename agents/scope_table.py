@@ -7,10 +7,10 @@
 
 A run is compared with the full one of its host and seed: how many minutes and floating point operations it took to the
 reward that the full one ended with, over those of the full one. Rewards are means over a few iterations. Reward and
-held-out metrics are told at as many images as the full one has; a run that goes on for longer shows what it takes to
-come as far. Since quality and diversity fall while a reward rises, a second table has the held-out metrics less the
-full one's, both where the held-out reward first is the highest that either reaches: between the two evaluations around
-it (--eval-interval).
+held-out metrics are told after as many images as the full one has; a run that goes on for longer shows what it takes
+to come as far. Since quality and diversity fall while a reward rises, a second table has each run's held-out metrics
+less the full one's, at the highest held-out reward that both reach, interpolated linearly between evaluations
+(--eval-interval).
 """
 
 from __future__ import annotations
@@ -52,8 +52,6 @@ TITLES = {
     "flops": "FLOPs to it",
     "reward": "held-out reward",
     "fid": "FID",
-    "less/fid": "FID",
-    **{name: name.removeprefix("less/") for name in LESS[1:]},
 }
 """What columns are called, where it is not by their keys."""
 COLUMNS = ("share", "iteration", "final", *COSTS, *HELD_OUT)
@@ -104,9 +102,10 @@ class Curve:
         """Images of an iteration."""
         return self.config.num_groups * self.config.group_size
 
-    def last(self, images: float = math.inf) -> dict[str, float]:
-        """Returns the held-out metrics of the last evaluation after no more images."""
-        return [m for iteration, m in self.held_out.items() if iteration * self.images <= images][-1]
+    @property
+    def last(self) -> dict[str, float]:
+        """Held-out metrics of the last evaluation."""
+        return list(self.held_out.values())[-1]
 
     def to_reach(self, reward: float, cost: str) -> float:
         """Returns what it cost to reach a reward, infinity where it was not reached."""
@@ -121,7 +120,10 @@ class Curve:
         return max(metrics["reward"] for metrics in self.held_out.values())
 
     def at(self, reward: float) -> dict[str, float]:
-        """Returns held-out metrics where the held-out reward first is so high, which is at most the highest."""
+        """Returns held-out metrics where the held-out reward first is so high, between evaluations by a line.
+
+        They are those before training where it starts above; ValueError for more than the highest.
+        """
         if self.base["reward"] >= reward:
             return self.base
         for before, after in itertools.pairwise(self.held_out.values()):
@@ -155,7 +157,7 @@ def read_curve(run: Path, window: int, trust_modules: bool = False) -> Curve:
         [statistics.fmean(rewards[max(0, i + 1 - window) : i + 1]) for i in range(len(rewards))],
         {"seconds": list(itertools.accumulate(seconds)), "flops": [record["flops"] for record in records]},
         statistics.fmean(record["scope/share"] for record in records),
-        {iteration: metrics for iteration, metrics in held_out.items() if metrics},
+        {iteration: metrics for iteration, metrics in held_out.items() if metrics or not iteration},
     )
 
 
@@ -166,8 +168,9 @@ def row_of(curve: Curve, full: Curve | None) -> dict[str, float]:
         curve: the run.
         full: that of its host and seed with the full scope, None where there is none.
     """
-    images = (full or curve).images * len((full or curve).reward)
-    iterations = min(len(curve.reward), max(1, images // curve.images))
+    iterations = len(curve.reward)
+    if full is not None:
+        iterations = min(iterations, max(1, full.images * len(full.reward) // curve.images))
     row = {
         "share": curve.share,
         "iteration": curve.costs["seconds"][-1] / len(curve.reward),
@@ -180,13 +183,14 @@ def row_of(curve: Curve, full: Curve | None) -> dict[str, float]:
             reward = min(curve.highest, full.highest)
             own, other = curve.at(reward), full.at(reward)
             row |= {f"less/{name}": own[name] - other[name] for name in METRICS if name in own}
-    told = curve.last(images)
+    told = curve.last if full is None else curve.held_out.get(iterations, {})
     return row | {name: told[name] for name in HELD_OUT if name in told}
 
 
 def task_of(config: Config) -> tuple[Any, ...]:
     """Returns what runs share that start from the same generator and are judged on the same images."""
-    return config.reward, config.seed, config.env_id, json.dumps(config.env_kwargs)
+    generator = {name: value for name, value in config.env_kwargs.items() if name != "device"}
+    return config.reward, config.seed, config.env_id, json.dumps(generator), config.eval_images
 
 
 def rows_of(curves: Mapping[Path, Curve]) -> Iterator[tuple[Path, tuple[str, str, str], dict[str, float]]]:
@@ -194,11 +198,18 @@ def rows_of(curves: Mapping[Path, Curve]) -> Iterator[tuple[Path, tuple[str, str
     full = {
         (curve.config.host, task_of(curve.config)): curve
         for curve in curves.values()
-        if curve.config.scope == FULL
+        if curve.config.scope == FULL and curve.config.name is None
     }
+    seen: dict[tuple[tuple[str, str, str], int], Path] = {}
     for run, curve in curves.items():
         config = curve.config
         name = (config.reward, config.host, config.name or config.scope)
+        if (name, config.seed) in seen:
+            raise ValueError(
+                f"{seen[name, config.seed]} and {run} would be one row with seed {config.seed} twice: tell one apart "
+                f"by python -m agents.adascope --resume {run} --name NAME"
+            )
+        seen[name, config.seed] = run
         yield run, name, row_of(curve, full.get((config.host, task_of(config))))
 
 
@@ -227,11 +238,16 @@ def main(arguments: Arguments) -> None:
         every.append({"run": str(run), "reward_name": name[0], "host": name[1], "scope": name[2], **row})
     if arguments.json is not None:
         write_text(arguments.json, json.dumps(every, indent=2, allow_nan=True) + "\n")
-    alone = [str(row["run"]) for row in every if "flops" not in row]
-    if alone:
-        say(
-            f"without what the full scope's reward cost, since no run of their host and seed has it: {', '.join(alone)}"
-        )
+    for lacking, why in (
+        ("flops", "no full run of the same host, seed and generator: no costs or differences in the rows of"),
+        (
+            "fid",
+            "no FID after as many images as the full run: choose --eval-interval so, or see the summaries, of",
+        ),
+    ):
+        found = [str(row["run"]) for row in every if lacking not in row]
+        if found:
+            say(f"{why} {', '.join(found)}")
     for reward in dict.fromkeys(name[0] for name in groups):
         rows = {name[1:]: rows for name, rows in groups.items() if name[0] == reward}
         tell(reward, rows, COLUMNS)
@@ -245,7 +261,8 @@ def tell(
 ) -> None:
     """Prints a table of {(host, scope): numbers of each run}, with the columns that some run has."""
     columns = [column for column in columns if any(column in row for rows in groups.values() for row in rows)]
-    table = Table("host", "scope", *(TITLES.get(c, c) for c in columns), "runs", title=title, box=SIMPLE)
+    heads = [TITLES.get(c.removeprefix("less/"), c.removeprefix("less/")) for c in columns]
+    table = Table("host", "scope", *heads, "runs", title=title, box=SIMPLE)
     for name, rows in sorted(groups.items(), key=lambda item: (item[0][0] != BASE, item[0])):
         cells = [cell([row[c] for row in rows]) if all(c in row for row in rows) else "" for c in columns]
         table.add_row(*name, *cells, str(len(rows)))

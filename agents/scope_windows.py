@@ -1,9 +1,12 @@
 """Which decisions matter: what training on each part of the trajectory gains, beside the windows that are found.
 
-for k in 0 2 4 6 8 10 12 14 16 18; do for seed in 0 1 2; do
-  python -m agents.adascope --scope fixed:$k:$((k+2)) --seed $seed --out runs/part-$k-$seed
-done; done
-python -m agents.scope_windows --run runs/adaptive-0 --parts runs/part-* --out windows.png
+    for k in 0 2 4 6 8 10 12 14 16 18; do for seed in 0 1 2; do
+      python -m agents.adascope --scope fixed:$k:$((k+2)) --seed $seed --out runs/part-$k-$seed
+    done; done
+    python -m agents.scope_windows --run runs/adaptive-0 --parts runs/part-* --out windows.png
+
+A gain is the held-out reward after training less that before. Every image is looked at for itself here, also where the
+run looked at a few of each group.
 """
 
 from __future__ import annotations
@@ -141,7 +144,9 @@ def _gains(arguments: Arguments) -> dict[tuple[int, int], list[float]]:
         scope = parse_scope(curve.config.scope)
         if not isinstance(scope, Fixed):
             raise ValueError(f"{run} must have a fixed scope, got {curve.config.scope!r}")
-        gain = curve.last()["reward"] - curve.base["reward"]
+        if "reward" not in curve.last:
+            raise ValueError(f"{run} has no held-out reward to tell a gain by")
+        gain = curve.last["reward"] - curve.base["reward"]
         gains.setdefault((scope.start, scope.end), []).append(gain)
     if gains:
         table = Table("decisions", "gain of the held-out reward", "runs", box=SIMPLE)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 
@@ -24,7 +25,7 @@ SMALL = Config(
 
 def curve(rewards, flops, seconds=None, share=1.0):
     costs = {"flops": flops, "seconds": seconds or flops}
-    return Curve(SMALL, rewards, costs, share, {0: {"fid": 1.0}, 3: {"fid": 0.5, "recall": 0.8}})
+    return Curve(SMALL, rewards, costs, share, {0: {"fid": 1.0}, len(rewards): {"fid": 0.5, "recall": 0.8}})
 
 
 def test_costs_are_those_of_reaching_what_the_full_scope_ended_with():
@@ -45,7 +46,7 @@ def test_costs_are_those_of_reaching_what_the_full_scope_ended_with():
 def test_held_out_metrics_are_compared_at_equal_reward():
     held_out = {
         0: {"reward": 0.5, "fid": 1.0},
-        2: {"reward": 0.7, "fid": 3.0},
+        3: {"reward": 0.7, "fid": 3.0},
         4: {"reward": 0.6, "fid": 9.0},
     }
     run = dataclasses.replace(curve([0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4]), held_out=held_out)
@@ -65,6 +66,9 @@ def test_held_out_metrics_are_compared_at_equal_reward():
     assert (row["final"], row["fid"]) == (0.3, 3.0)  # after as many images
     assert row["flops"] == pytest.approx(4 / 3)  # and on, until it is there
     assert (row_of(run, None)["final"], row_of(run, None)["fid"]) == (0.4, 9.0)
+    assert "fid" not in row_of(run, curve([0.2, 0.3], [1, 2]))  # nobody looked after two iterations
+    unseen = dataclasses.replace(run, held_out={0: {}})
+    assert row_of(unseen, unseen)["final"] == 0.4  # nobody ever did
 
 
 def test_a_cell_says_how_many_runs_got_there():
@@ -84,7 +88,7 @@ def test_finished_runs_are_compared_by_host_and_scope(tmp_path, capsys):
     rewards = [record["reward"] for record in records]
     assert read.reward == pytest.approx([rewards[0], sum(rewards[:2]) / 2, sum(rewards[1:]) / 2])
     assert read.costs["flops"] == [record["flops"] for record in records]
-    assert read.last()["reward"] == records[-1]["held_out/reward"]
+    assert read.last["reward"] == records[-1]["held_out/reward"]
     capsys.readouterr()
     main(Arguments(runs, json=tmp_path / "table.json"))
     text = capsys.readouterr().out
@@ -98,9 +102,17 @@ def test_finished_runs_are_compared_by_host_and_scope(tmp_path, capsys):
     rows = json.loads((tmp_path / "table.json").read_text())
     assert {row["scope"]: row["share"] for row in rows} == {"full": 1.0, "fixed:0:2": 0.5}
     assert all(row["flops"] == 1.0 for row in rows if row["scope"] == "full")
-    assert "no run of their host and seed" not in text
+    assert "no full run" not in " ".join(text.split())
     main(Arguments(runs[:1]))
-    assert f"no run of their host and seed has it: {runs[0]}" in " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"no full run of the same host, seed and generator: no costs or differences in the rows of {runs[0]}"
+        in text
+    )
+    copy = tmp_path / "copy"
+    shutil.copytree(runs[0], copy)
+    with pytest.raises(ValueError, match=r"fixed-0-2-0 and .*copy would be one row with seed 0 twice"):
+        main(Arguments((runs[0], copy)))
 
 
 def test_an_unfinished_run_is_named(tmp_path, monkeypatch):
