@@ -183,7 +183,7 @@ def row_of(curve: Curve, full: Curve | None) -> dict[str, float]:
             reward = min(curve.highest, full.highest)
             own, other = curve.at(reward), full.at(reward)
             row |= {f"less/{name}": own[name] - other[name] for name in METRICS if name in own}
-    told = curve.last if full is None else curve.held_out.get(iterations, {})
+    told = curve.held_out.get(iterations, {})
     return row | {name: told[name] for name in HELD_OUT if name in told}
 
 
