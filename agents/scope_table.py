@@ -5,12 +5,12 @@
     done; done
     python -m agents.scope_table --runs runs/ddpo-*
 
-A run is compared with the full one of its host and seed: how many minutes and floating point operations it took to the
-reward that the full one ended with, over those of the full one. Rewards are means over a few iterations. Reward and
-held-out metrics are told after as many images as the full one has; a run that goes on for longer shows what it takes
-to come as far. Since quality and diversity fall while a reward rises, a second table has each run's held-out metrics
-less the full one's, at the highest held-out reward that both reach, interpolated linearly between evaluations
-(--eval-interval).
+A run is compared with the full one of its host and seed, which has no --name: how many minutes and floating point
+operations it took to the reward that the full one ended with, over those of the full one. Rewards are means over a few
+iterations. Reward and held-out metrics are told after as many images as the full one has; a run that goes on for longer
+shows what it takes to come as far. Since quality and diversity fall while a reward rises, a second table has each run's
+held-out metrics less the full one's, at the highest held-out reward that both reach, interpolated linearly between
+evaluations (--eval-interval).
 """
 
 from __future__ import annotations
@@ -35,26 +35,25 @@ from agents.runs import read_config
 from genenv.checkpoints import prepare_file, write_text
 from genenv.console import exit_status, print_table
 from genenv.metrics.intervals import interval
+from genenv.metrics.names import METRICS, SUMMARY
 from genenv.ranges import AT_LEAST_1, check
 from genenv.viz.report import read_records
 
 FULL = "full"
 BASE = "base"
 COSTS = ("seconds", "flops")
-METRICS = ("fid", "recall", "coverage", "accuracy")
-HELD_OUT = ("reward", *METRICS)
-LESS = tuple(f"less/{name}" for name in METRICS)
+HELD_OUT = ("reward", *SUMMARY)
 TITLES = {
     "share": "decisions",
     "iteration": "s/iteration",
-    "final": "final reward",
+    "training": "training reward",
     "seconds": "time to it",
     "flops": "FLOPs to it",
     "reward": "held-out reward",
-    "fid": "FID",
+    **{name: METRICS[name].title for name in SUMMARY},
 }
-"""What columns are called, where it is not by their keys."""
-COLUMNS = ("share", "iteration", "final", *COSTS, *HELD_OUT)
+"""What columns are called."""
+COLUMNS = ("share", "iteration", "training", *COSTS, *HELD_OUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,17 +106,17 @@ class Curve:
         """Held-out metrics of the last evaluation."""
         return list(self.held_out.values())[-1]
 
+    @property
+    def highest(self) -> float:
+        """The highest held-out reward."""
+        return max(metrics["reward"] for metrics in self.held_out.values())
+
     def to_reach(self, reward: float, cost: str) -> float:
         """Returns what it cost to reach a reward, infinity where it was not reached."""
         for value, spent in zip(self.reward, self.costs[cost], strict=True):
             if value >= reward:
                 return spent
         return math.inf
-
-    @property
-    def highest(self) -> float:
-        """The highest held-out reward."""
-        return max(metrics["reward"] for metrics in self.held_out.values())
 
     def at(self, reward: float) -> dict[str, float]:
         """Returns held-out metrics where the held-out reward first is so high, between evaluations by a line.
@@ -174,43 +173,69 @@ def row_of(curve: Curve, full: Curve | None) -> dict[str, float]:
     row = {
         "share": curve.share,
         "iteration": curve.costs["seconds"][-1] / len(curve.reward),
-        "final": curve.reward[iterations - 1],
+        "training": curve.reward[iterations - 1],
     }
     if full is not None:
         goal = full.reward[-1]
         row |= {cost: curve.to_reach(goal, cost) / full.to_reach(goal, cost) for cost in COSTS}
-        if full is not curve and "reward" in full.base:
-            reward = min(curve.highest, full.highest)
-            own, other = curve.at(reward), full.at(reward)
-            row |= {f"less/{name}": own[name] - other[name] for name in METRICS if name in own}
     told = curve.held_out.get(iterations, {})
     return row | {name: told[name] for name in HELD_OUT if name in told}
+
+
+def less(curve: Curve, full: Curve) -> dict[str, float]:
+    """Returns the held-out metrics of a run less the full one's, at the highest held-out reward that both reach."""
+    reward = min(curve.highest, full.highest)
+    own, other = curve.at(reward), full.at(reward)
+    return {name: own[name] - other[name] for name in SUMMARY if name in own}
+
+
+def recipe_of(config: Config) -> dict[str, Any]:
+    """Returns what runs of one row share: all but the seed, and what may change when a run is continued."""
+    return {
+        name: v for name, v in dataclasses.asdict(config).items() if name not in (*config.resumable, "seed")
+    }
 
 
 def task_of(config: Config) -> tuple[Any, ...]:
     """Returns what runs share that start from the same generator and are judged on the same images."""
     generator = {name: value for name, value in config.env_kwargs.items() if name != "device"}
-    return config.reward, config.seed, config.env_id, json.dumps(generator), config.eval_images
+    return config.reward, config.seed, config.env_id, json.dumps(generator)
 
 
-def rows_of(curves: Mapping[Path, Curve]) -> Iterator[tuple[Path, tuple[str, str, str], dict[str, float]]]:
-    """Yields each run, its (reward, host, name or scope), and its numbers."""
+Name = tuple[str, str, str]
+"""Of a row: reward, host, and the runs' name or scope."""
+
+
+def rows_of(curves: Mapping[Path, Curve]) -> Iterator[tuple[Path, Name, dict[str, float], dict[str, float]]]:
+    """Yields each run, the name of its row, its numbers, and its metrics less the full one's, where there is one.
+
+    Raises:
+        ValueError: if runs of one row have one seed, or differ in more than that.
+    """
     full = {
         (curve.config.host, task_of(curve.config)): curve
         for curve in curves.values()
         if curve.config.scope == FULL and curve.config.name is None
     }
-    seen: dict[tuple[tuple[str, str, str], int], Path] = {}
+    seen: dict[Name, dict[int, Path]] = {}
     for run, curve in curves.items():
         config = curve.config
         name = (config.reward, config.host, config.name or config.scope)
-        if (name, config.seed) in seen:
-            raise ValueError(
-                f"{seen[name, config.seed]} and {run} would be one row with seed {config.seed} twice: tell one apart "
-                f"by python -m agents.adascope --resume {run} --name NAME"
-            )
-        seen[name, config.seed] = run
-        yield run, name, row_of(curve, full.get((config.host, task_of(config))))
+        others = seen.setdefault(name, {})
+        for seed, other in others.items():
+            ours, theirs = recipe_of(config), recipe_of(curves[other].config)
+            found = [field for field in ours if ours[field] != theirs[field]]
+            if found or seed == config.seed:
+                raise ValueError(
+                    f"{other} and {run} would be one row, and differ in {', '.join(found) or 'nothing'}: tell one "
+                    f"apart by python -m agents.adascope --resume {run} --name NAME"
+                )
+        others[config.seed] = run
+        reference = full.get((config.host, task_of(config)))
+        difference: dict[str, float] = {}
+        if reference is not None and reference is not curve and "reward" in curve.base:
+            difference = less(curve, reference)
+        yield run, name, row_of(curve, reference), difference
 
 
 def cell(values: Sequence[float]) -> str:
@@ -228,41 +253,43 @@ def main(arguments: Arguments) -> None:
     curves = {run: read_curve(run, arguments.window, arguments.trust_modules) for run in arguments.runs}
     if not curves:
         raise ValueError("runs must name at least one run directory, got none")
-    groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
+    evaluated = sorted({curve.config.eval_images for curve in curves.values()})
+    if len(evaluated) > 1:
+        raise ValueError(f"runs must be evaluated on as many images each (--eval-images), got {evaluated}")
+    groups: dict[Name, list[dict[str, float]]] = {}
+    differences: dict[Name, list[dict[str, float]]] = {}
     for curve in {task_of(curve.config): curve for curve in curves.values()}.values():
         base = {name: curve.base[name] for name in HELD_OUT if name in curve.base}
         groups.setdefault((curve.config.reward, BASE, curve.config.network or ""), []).append(base)
-    every = []
-    for run, name, row in rows_of(curves):
+    every: list[dict[str, Any]] = []
+    for run, name, row, difference in rows_of(curves):
         groups.setdefault(name, []).append(row)
-        every.append({"run": str(run), "reward_name": name[0], "host": name[1], "scope": name[2], **row})
+        if difference:
+            differences.setdefault(name, []).append(difference)
+        told = row | {f"less/{metric}": value for metric, value in difference.items()}
+        every.append({"run": str(run), "reward_name": name[0], "host": name[1], "scope": name[2], **told})
     if arguments.json is not None:
         write_text(arguments.json, json.dumps(every, indent=2, allow_nan=True) + "\n")
-    for lacking, why in (
-        ("flops", "no full run of the same host, seed and generator: no costs or differences in the rows of"),
-        (
-            "fid",
-            "no FID after as many images as the full run: choose --eval-interval so, or see the summaries, of",
-        ),
-    ):
-        found = [str(row["run"]) for row in every if lacking not in row]
-        if found:
-            say(f"{why} {', '.join(found)}")
+    alone = [row["run"] for row in every if "flops" not in row]
+    if alone:
+        say(f"no full run of the same reward, host, seed and generator to compare with: {', '.join(alone)}")
+    unseen = [row["run"] for row in every if not any(name in row for name in HELD_OUT)]
+    if unseen:
+        say(f"no evaluation after as many images as the full run (--eval-interval): {', '.join(unseen)}")
     for reward in dict.fromkeys(name[0] for name in groups):
-        rows = {name[1:]: rows for name, rows in groups.items() if name[0] == reward}
-        tell(reward, rows, COLUMNS)
-        less = {name: each for name, each in rows.items() if all(LESS[0] in row for row in each)}
-        if less:
-            tell(f"{reward}, less the full scope's at equal reward", less, LESS)
+        for title, table in (
+            (reward, groups),
+            (f"{reward}, less the full scope's at equal reward", differences),
+        ):
+            rows = {name[1:]: rows for name, rows in table.items() if name[0] == reward}
+            if rows:
+                tell(title, rows)
 
 
-def tell(
-    title: str, groups: Mapping[tuple[str, ...], list[dict[str, float]]], columns: Sequence[str]
-) -> None:
+def tell(title: str, groups: Mapping[tuple[str, str], list[dict[str, float]]]) -> None:
     """Prints a table of {(host, scope): numbers of each run}, with the columns that some run has."""
-    columns = [column for column in columns if any(column in row for rows in groups.values() for row in rows)]
-    heads = [TITLES.get(c.removeprefix("less/"), c.removeprefix("less/")) for c in columns]
-    table = Table("host", "scope", *heads, "runs", title=title, box=SIMPLE)
+    columns = [column for column in COLUMNS if any(column in row for rows in groups.values() for row in rows)]
+    table = Table("host", "scope", *(TITLES[c] for c in columns), "runs", title=title, box=SIMPLE)
     for name, rows in sorted(groups.items(), key=lambda item: (item[0][0] != BASE, item[0])):
         cells = [cell([row[c] for row in rows]) if all(c in row for row in rows) else "" for c in columns]
         table.add_row(*name, *cells, str(len(rows)))

@@ -101,6 +101,16 @@ def spread(inside: Tensor) -> dict[str, str]:
     }
 
 
+def curves_of(config: Config, looked: Looked) -> dict[str, Tensor]:
+    """Returns {what a curve is: (T,), its mean over the images}; one where both judges are one."""
+    if config.semantic == config.reward:
+        return {f"semantic and reward: {config.reward}": looked.reward.mean(1)}
+    return {
+        f"semantic: {config.semantic}": looked.semantic.mean(1),
+        f"reward: {config.reward}": looked.reward.mean(1),
+    }
+
+
 def main(arguments: Arguments) -> None:
     """Prints the windows before and after training, by class and by threshold, and draws the picture."""
     config = read_config(Config, arguments.run, arguments.trust_modules)
@@ -128,11 +138,8 @@ def main(arguments: Arguments) -> None:
     print_table(CONSOLE, table)
     gains = _gains(arguments)
     if arguments.out is not None:
-        curves = {f"semantic: {config.semantic}": before.semantic, f"reward: {config.reward}": before.reward}
-        if config.semantic == config.reward:
-            curves = {f"semantic and reward: {config.reward}": before.reward}
         windows = {when: found.double().mean(1) for when, found in inside.items()}
-        save_windows(arguments.out, gains, {name: curve.mean(1) for name, curve in curves.items()}, windows)
+        save_windows(arguments.out, gains, curves_of(config, before), windows)
         say(f"picture: {arguments.out}")
 
 

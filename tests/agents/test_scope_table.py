@@ -7,7 +7,7 @@ import pytest
 
 from agents import scope_table
 from agents.adascope import Config, train
-from agents.scope_table import Arguments, Curve, cell, main, read_curve, row_of
+from agents.scope_table import Arguments, Curve, cell, less, main, read_curve, row_of
 
 SMALL = Config(
     num_groups=2,
@@ -32,7 +32,7 @@ def test_costs_are_those_of_reaching_what_the_full_scope_ended_with():
     full = curve([0.1, 0.3, 0.5, 0.4], [10, 20, 30, 40], [1, 2, 3, 4])
     part = curve([0.2, 0.4, 0.6, 0.7], [4, 8, 12, 16], [1, 2, 3, 4], share=0.4)
     assert row_of(full, full) == {
-        "share": 1.0, "iteration": 1.0, "final": 0.4, "seconds": 1.0, "flops": 1.0, "fid": 0.5, "recall": 0.8,
+        "share": 1.0, "iteration": 1.0, "training": 0.4, "seconds": 1.0, "flops": 1.0, "fid": 0.5, "recall": 0.8,
     }  # fmt: skip
     found = row_of(part, full)  # both reach 0.4: at the second iteration, at the third
     assert found["flops"] == pytest.approx(8 / 30)
@@ -58,17 +58,17 @@ def test_held_out_metrics_are_compared_at_equal_reward():
     held_out = {0: {"reward": 0.5, "fid": 1.0}, 3: {"reward": 0.65, "fid": 7.0}}
     full = dataclasses.replace(curve([0.2, 0.3, 0.4], [1, 2, 3]), held_out=held_out)
     row = row_of(run, full)
-    assert row["less/fid"] == pytest.approx(2.5 - 7.0)
+    assert less(run, full) == {"fid": pytest.approx(2.5 - 7.0)}
     full = dataclasses.replace(
         full, held_out={0: {"reward": 0.5, "fid": 1.0}, 3: {"reward": 0.8, "fid": 7.0}}
     )
-    assert row_of(run, full)["less/fid"] == pytest.approx(3.0 - 5.0)  # at 0.7, which is the highest of both
-    assert (row["final"], row["fid"]) == (0.3, 3.0)  # after as many images
+    assert less(run, full) == {"fid": pytest.approx(3.0 - 5.0)}  # at 0.7, which is the highest of both
+    assert (row["training"], row["fid"]) == (0.3, 3.0)  # after as many images
     assert row["flops"] == pytest.approx(4 / 3)  # and on, until it is there
-    assert (row_of(run, None)["final"], row_of(run, None)["fid"]) == (0.4, 9.0)
+    assert (row_of(run, None)["training"], row_of(run, None)["fid"]) == (0.4, 9.0)
     assert "fid" not in row_of(run, curve([0.2, 0.3], [1, 2]))  # nobody looked after two iterations
     unseen = dataclasses.replace(run, held_out={0: {}})
-    assert row_of(unseen, unseen)["final"] == 0.4  # nobody ever did
+    assert row_of(unseen, unseen)["training"] == 0.4  # nobody ever did
 
 
 def test_a_cell_says_how_many_runs_got_there():
@@ -105,14 +105,31 @@ def test_finished_runs_are_compared_by_host_and_scope(tmp_path, capsys):
     assert "no full run" not in " ".join(text.split())
     main(Arguments(runs[:1]))
     text = " ".join(capsys.readouterr().out.split())
-    assert (
-        f"no full run of the same host, seed and generator: no costs or differences in the rows of {runs[0]}"
-        in text
-    )
+    assert f"no full run of the same reward, host, seed and generator to compare with: {runs[0]}" in text
     copy = tmp_path / "copy"
     shutil.copytree(runs[0], copy)
-    with pytest.raises(ValueError, match=r"fixed-0-2-0 and .*copy would be one row with seed 0 twice"):
+    with pytest.raises(ValueError, match=r"fixed-0-2-0 and .*copy would be one row, and differ in nothing"):
         main(Arguments((runs[0], copy)))
+
+
+def test_runs_that_cannot_share_a_row_or_a_table_are_refused(tmp_path, capsys):
+    runs = {}
+    for name, changes in {
+        "full": {"scope": "full"},
+        "steps": {"scope": "full", "num_steps": 6, "seed": 1},
+        "less": {"scope": "full", "eval_images": 80, "seed": 1},
+        "long": {"scope": "fixed:0:2", "num_iterations": 4, "eval_interval": 4},
+    }.items():
+        runs[name] = tmp_path / name
+        train(dataclasses.replace(SMALL, **changes), runs[name])
+    with pytest.raises(ValueError, match=r"full and .*steps would be one row, and differ in num_steps"):
+        main(Arguments((runs["full"], runs["steps"])))
+    with pytest.raises(ValueError, match=r"on as many images each \(--eval-images\), got \[70, 80\]"):
+        main(Arguments((runs["full"], runs["less"])))
+    capsys.readouterr()
+    main(Arguments((runs["full"], runs["long"])))
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"no evaluation after as many images as the full run (--eval-interval): {runs['long']}" in text
 
 
 def test_an_unfinished_run_is_named(tmp_path, monkeypatch):

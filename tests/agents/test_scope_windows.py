@@ -5,7 +5,7 @@ import torch
 
 from agents import scope_windows
 from agents.adascope import Trainer, train
-from agents.scope_windows import NEVER, Arguments, look, main, spread
+from agents.scope_windows import NEVER, Arguments, Looked, curves_of, look, main, spread
 from genenv.rollout import generator_policy, run_episode
 from genenv.vector_env import unwrapped
 from genenv.viz.windows import save_windows
@@ -62,3 +62,22 @@ def test_curves_and_windows_must_fit(tmp_path):
     with pytest.raises(ValueError, match=r"of as many decisions, got \[4, 5\]"):
         save_windows(tmp_path / "b.png", {}, {"one": line[:4]}, {"all": line})
     assert not (tmp_path / "b.png").exists()
+
+
+def test_one_judge_has_one_curve():
+    looked = Looked(torch.zeros(3, 2), torch.tensor([[1.0, 3.0]] * 3), torch.zeros(2))
+    both = curves_of(dataclasses.replace(SMALL, semantic="hpsv2"), looked)
+    assert list(both) == ["semantic: hpsv2", "reward: classifier"]
+    one = curves_of(SMALL, looked)
+    assert list(one) == ["semantic and reward: classifier"]
+    assert one["semantic and reward: classifier"].tolist() == [2.0] * 3
+
+
+def test_a_part_without_a_held_out_reward_is_named(tmp_path, monkeypatch):
+    train(dataclasses.replace(SMALL, scope="fixed:0:2"), tmp_path / "run")
+    read = scope_windows.read_curve
+    monkeypatch.setattr(
+        scope_windows, "read_curve", lambda *a: dataclasses.replace(read(*a), held_out={0: {"fid": 1.0}})
+    )
+    with pytest.raises(ValueError, match="run has no held-out reward to tell a gain by"):
+        scope_windows._gains(Arguments(tmp_path, (tmp_path / "run",)))
