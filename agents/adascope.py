@@ -191,8 +191,8 @@ class Config:
             )
         if self.host == "ddpo-sf" and (self.num_updates, self.num_epochs) != (1, 1):
             raise ValueError(
-                f"num_updates and num_epochs must be 1 with host 'ddpo-sf', whose loss is that of new samples, got "
-                f"{self.num_updates} and {self.num_epochs}"
+                f"num_updates and num_epochs must be 1 with host 'ddpo-sf' (--num-updates 1), whose loss is that of "
+                f"new samples, got {self.num_updates} and {self.num_epochs}"
             )
         for text in self.prompts or ():
             if text.startswith("--") or text == "None":

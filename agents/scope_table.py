@@ -65,7 +65,7 @@ class Arguments:
     window: Annotated[int, AT_LEAST_1] = 5
     """Iterations whose mean reward counts as the reward at the last of them."""
     json: Path | None = None
-    """File for the numbers of every run."""
+    """File for the numbers of every run; null for what a run did not reach."""
     trust_modules: bool = False
     """Let the runs' configurations name Python modules, whose code then runs."""
 
@@ -267,9 +267,19 @@ def main(arguments: Arguments) -> None:
         if difference:
             differences.setdefault(name, []).append(difference)
         told = row | {f"less/{metric}": value for metric, value in difference.items()}
-        every.append({"run": str(run), "reward_name": name[0], "host": name[1], "scope": name[2], **told})
+        told = {column: value if math.isfinite(value) else None for column, value in told.items()}
+        every.append(
+            {
+                "run": str(run),
+                "reward_name": name[0],
+                "host": name[1],
+                "scope": name[2],
+                "seed": curves[run].config.seed,
+                **told,
+            }
+        )
     if arguments.json is not None:
-        write_text(arguments.json, json.dumps(every, indent=2, allow_nan=True) + "\n")
+        write_text(arguments.json, json.dumps(every, indent=2, allow_nan=False) + "\n")
     alone = [row["run"] for row in every if "flops" not in row]
     if alone:
         say(f"no full run of the same reward, host, seed and generator to compare with: {', '.join(alone)}")

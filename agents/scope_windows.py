@@ -113,6 +113,7 @@ def curves_of(config: Config, looked: Looked) -> dict[str, Tensor]:
 
 def main(arguments: Arguments) -> None:
     """Prints the windows before and after training, by class and by threshold, and draws the picture."""
+    gains = _gains(arguments)
     config = read_config(Config, arguments.run, arguments.trust_modules)
     trainer = Trainer(dataclasses.replace(config, scope="adaptive", num_probes=None, detector=NEVER))
     looked = {"before training": look(trainer, arguments.num_images)}
@@ -136,7 +137,6 @@ def main(arguments: Arguments) -> None:
             "before training", f"thresholds {threshold:g}", *spread(before.inside(detector)).values()
         )
     print_table(CONSOLE, table)
-    gains = _gains(arguments)
     if arguments.out is not None:
         windows = {when: found.double().mean(1) for when, found in inside.items()}
         save_windows(arguments.out, gains, curves_of(config, before), windows)

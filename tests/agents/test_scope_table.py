@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +131,19 @@ def test_runs_that_cannot_share_a_row_or_a_table_are_refused(tmp_path, capsys):
     main(Arguments((runs["full"], runs["long"])))
     text = " ".join(capsys.readouterr().out.split())
     assert f"no evaluation after as many images as the full run (--eval-interval): {runs['long']}" in text
+
+
+def test_what_is_not_reached_is_null_in_json(tmp_path, monkeypatch):
+    runs = {Path("full"): curve([0.1, 0.5], [1, 2]), Path("slow"): curve([0.1, 0.2], [1, 2])}
+    part = dataclasses.replace(SMALL, scope="fixed:0:2")
+    runs[Path("slow")] = dataclasses.replace(runs[Path("slow")], config=part)
+    monkeypatch.setattr(scope_table, "read_curve", lambda run, *rest: runs[run])
+    main(Arguments(tuple(runs), json=tmp_path / "table.json"))
+    rows = json.loads((tmp_path / "table.json").read_text(), parse_constant=pytest.fail)
+    assert [(row["scope"], row["seed"], row["flops"]) for row in rows] == [
+        ("full", 0, 1.0),
+        ("fixed:0:2", 0, None),
+    ]
 
 
 def test_an_unfinished_run_is_named(tmp_path, monkeypatch):
