@@ -29,7 +29,9 @@ class ScheduleActions:
     """Actions that are schedule parameters.
 
     `residual`: p_t = g(g^-1(static_t) + span * a_t), with g the bijector (AdaGen, sec. on residual actions). A zero
-    is the static schedule, bit for bit.
+    is the static schedule, bit for bit. Where that stands at an end of the range, an action that points out of it
+    changes nothing, and another moves as from the parameter's margin inside: by g(g^-1(inside_t) + span * a_t) -
+    inside_t.
     `physical`: the action holds the parameters themselves.
 
     Args:
@@ -60,8 +62,10 @@ class ScheduleActions:
         if mode == "physical":
             self.field = self.legal
         self._static = handcrafted(self.params).to(device)  # (T, A)
-        base = [p.bijector.inverse(p.inside.double()) for p in self.params]
+        inside = [p.inside.double() for p in self.params]
+        base = [p.bijector.inverse(values) for p, values in zip(self.params, inside, strict=True)]
         self._base = torch.stack(base, dim=1).to(device)
+        self._shift = self._static - torch.stack(inside, dim=1).to(device)  # not 0 at ends of the range
         self._end = torch.stack([p.end for p in self.params], dim=1).to(device)  # (T, A)
         self._span = torch.tensor([p.span for p in self.params], dtype=torch.float64, device=device)
         self._low, self._high = torch.tensor(limits, dtype=torch.float64, device=device).T
@@ -81,21 +85,26 @@ class ScheduleActions:
         moved = self._base[t] + self._span * action
         static = self._static[t].expand_as(action)
         stays = (action == 0) | (self._end[t] * action > 0)  # or out of the range, from its end
-        return {
-            p.name: torch.where(stays[:, i], static[:, i], p.bijector.forward(moved[:, i]))
-            for i, p in enumerate(self.params)
-        }
+        command = {}
+        for i, p in enumerate(self.params):
+            value = p.bijector.forward(moved[:, i]) + self._shift[t, i]
+            value = value.clamp(p.bijector.low, p.bijector.high)  # by rounding it may lie outside
+            command[p.name] = torch.where(stays[:, i], static[:, i], value)
+        return command
 
     def report(self, command: Schedule) -> dict[str, Tensor]:
         """Returns {"schedule/<name>": (N,) float32}."""
         return {f"schedule/{name}": value.float() for name, value in command.items()}
 
     def encode(self, physical: Tensor, t: int) -> Tensor:
-        """Returns the actions (N, A) float64 whose parameters are `physical` (N, A): the inverse of a call."""
+        """Returns the actions (N, A) float64 whose parameters are `physical` (N, A): the inverse of a call.
+
+        Where no action has such a parameter, the number is not finite.
+        """
         physical = physical.double()
         if self.mode == "physical":
             return physical
-        columns = [p.bijector.inverse(physical[:, i]) for i, p in enumerate(self.params)]
+        columns = [p.bijector.inverse(physical[:, i] - self._shift[t, i]) for i, p in enumerate(self.params)]
         moved = (torch.stack(columns, dim=1) - self._base[t]) / self._span
         return torch.where(physical == self._static[t], 0.0, moved)
 

@@ -13,11 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MARGIN = 1e-6
-"""How far inside of an end of its range a residual action finds a parameter that stands there, as in AdaGen's code.
+MARGIN, WIDE_MARGIN = 1e-6, 0.05
+"""Where a residual action starts from with a parameter that stands at an end of its range, where the bijector has no
+inverse: so far inside, in parts of the range, or in units where that is endless.
 
-In parts of the range, or in units where that is endless.
+From the first, which is that of AdaGen's code, a unit action hardly moves a parameter; from the second it takes a
+guidance weight (span 2) from 0 to 0.27.
 """
+
+SETTINGS = ("schedule", "guidance_weight", "mask_temperature", "token_temperature", "top_k", "top_p", "grid")
+"""Keyword arguments of the ids that decide their hand-crafted schedule."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +77,16 @@ class ScheduleParam:
     Attributes:
         name: the key under which a sampler receives it.
         bijector: its legal range.
-        static: (T,) float64, the hand-crafted schedule in physical units; may stand at an end of the range, which a
-            unit action then hardly leaves.
+        static: (T,) float64, the hand-crafted schedule in physical units; may stand at an end of the range.
         span: how far a unit action moves it, in the bijector's unbounded units.
+        margin: how far inside of an end of the range residual actions start, where the static schedule stands there.
     """
 
     name: str
     bijector: Bijector
     static: Tensor
     span: float = 1.0
+    margin: float = MARGIN
 
     def __post_init__(self):
         low, high = self.bijector.low, self.bijector.high
@@ -98,15 +104,20 @@ class ScheduleParam:
 
     @property
     def inside(self) -> Tensor:
-        """The static schedule (T,) with the ends of the range, where the bijector has no inverse, moved by `MARGIN`."""
+        """The static schedule (T,) with the ends of the range moved inside by the margin."""
         low, high = self.bijector.low, self.bijector.high
-        return self.static - MARGIN * (high - low if math.isfinite(high - low) else 1) * self.end
+        return self.static - self.margin * (high - low if math.isfinite(high - low) else 1) * self.end
 
     @property
     def limits(self) -> tuple[float, float]:
         """Bounds of a physical action: the legal range, or 10 times the largest static value where that is endless."""
         low, high, far = self.bijector.low, self.bijector.high, 10 * max(1.0, self.static.abs().max().item())
         return low if math.isfinite(low) else -far, high if math.isfinite(high) else far
+
+
+def leaving_ends(params: Sequence[ScheduleParam]) -> tuple[ScheduleParam, ...]:
+    """Returns the parameters with the wide margin, so that actions move those that stand at an end of their range."""
+    return tuple(dataclasses.replace(param, margin=WIDE_MARGIN) for param in params)
 
 
 def handcrafted(params: Sequence[ScheduleParam]) -> Tensor:

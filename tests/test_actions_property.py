@@ -1,12 +1,14 @@
 """What every schedule of actions keeps, whatever its parameters."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from genenv.actions import ScheduleActions
-from genenv.schedules import POSITIVE, UNIT, ScheduleParam, scaled_unit
+from genenv.schedules import MARGIN, POSITIVE, UNIT, WIDE_MARGIN, ScheduleParam, scaled_unit
 
 HORIZONS, UNITS = st.integers(1, 4), st.floats(-3, 3)
 
@@ -22,7 +24,8 @@ def params(draw):
         ends = [end for end in (bijector.low, bijector.high) if end < float("inf")]
         for t in draw(st.sets(st.integers(0, horizon - 1))):
             static[t] = draw(st.sampled_from(ends))
-        found.append(ScheduleParam(f"p{i}", bijector, static, span=draw(st.floats(0.1, 4))))
+        margin = draw(st.sampled_from([MARGIN, WIDE_MARGIN]))
+        found.append(ScheduleParam(f"p{i}", bijector, static, span=draw(st.floats(0.1, 4)), margin=margin))
     return tuple(found)
 
 
@@ -61,12 +64,20 @@ def test_encoding_what_an_action_plays_gives_the_action(case):
 
 def test_an_action_that_leads_out_of_the_range_leaves_a_parameter_at_its_end():
     low, high = (
-        ScheduleParam(n, UNIT, torch.tensor([v]).double(), span=1.0) for n, v in (("l", 0.0), ("h", 1.0))
+        ScheduleParam(n, UNIT, torch.tensor([v]).double(), span=1.0, margin=WIDE_MARGIN)
+        for n, v in (("l", 0.0), ("h", 1.0))
     )
     played = columns(ScheduleActions([low, high])(torch.tensor([[-1.0, 1.0], [1.0, -1.0]]), 0), [low, high])
     assert played[0].tolist() == [0, 1]
-    assert 0 < played[1, 0] < 1e-4
-    assert 1 - 1e-4 < played[1, 1] < 1
+    moved = 1 / (1 + 19 / math.e) - 0.05  # sigmoid(logit(0.05) + 1) - 0.05
+    assert played[1].tolist() == pytest.approx([moved, 1 - moved])
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-3])
+def test_an_action_that_leaves_an_end_of_the_range_starts_there(size):
+    weight = ScheduleParam("w", POSITIVE, torch.tensor([0.0]).double(), span=2.0, margin=WIDE_MARGIN)
+    played = ScheduleActions([weight])(torch.tensor([[size]]).double(), 0)["w"]
+    assert played.item() == pytest.approx(2 * size * (1 - math.exp(-0.05)), rel=0.01)  # softplus' at 0.05
 
 
 @given(params(), st.integers(1, 3), st.sampled_from([torch.float32, torch.float64]))

@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from genenv.schedules import (
+    MARGIN,
     POSITIVE,
     REAL,
     UNIT,
+    WIDE_MARGIN,
     ScheduleParam,
     constant,
     cosine,
+    leaving_ends,
     linear_decay,
     linear_rise,
     scaled_unit,
@@ -36,18 +39,21 @@ def test_a_static_schedule_outside_the_legal_range_is_refused(bijector, value):
 @pytest.mark.parametrize(
     ("bijector", "value", "inside"),
     [
-        (UNIT, 0.0, 1e-6),
-        (UNIT, 1.0, 1 - 1e-6),
+        (UNIT, 0.0, 0.05),
+        (UNIT, 1.0, 0.95),
         (UNIT, 1e-9, 1e-9),
-        (POSITIVE, 0.0, 1e-6),
+        (POSITIVE, 0.0, 0.05),
         (POSITIVE, 3.0, 3.0),
         (REAL, 0.0, 0.0),
-        (scaled_unit(4096.0), 0.0, 4096e-6),
-        (scaled_unit(4096.0), 4096.0, 4096 * (1 - 1e-6)),
+        (scaled_unit(4096.0), 0.0, 4096 * 0.05),
+        (scaled_unit(4096.0), 4096.0, 4096 * 0.95),
     ],
 )
-def test_residual_actions_find_a_schedule_at_an_end_of_its_range_a_millionth_inside(bijector, value, inside):
+def test_residual_actions_find_a_schedule_at_an_end_of_its_range_inside(bijector, value, inside):
     param = ScheduleParam("knob", bijector, torch.tensor([value, 0.25], dtype=torch.float64))
+    narrow = [value + (inside - value) * MARGIN / WIDE_MARGIN, 0.25]
+    assert param.inside.tolist() == pytest.approx(narrow, rel=1e-12)
+    (param,) = leaving_ends([param])
     assert param.inside.tolist() == pytest.approx([inside, 0.25], rel=1e-12)
     assert bijector.inverse(param.inside).isfinite().all()
 
