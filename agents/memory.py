@@ -20,7 +20,7 @@ from agents.adagen import Config, Trainer
 from agents.console import say
 from genenv.conditions import Labels
 from genenv.console import exit_status
-from genenv.envs.maskgit import MaskGITSampler, schedule
+from genenv.envs.maskgit import MaskGITSampler, schedule_params
 from genenv.ranges import AT_LEAST_1, AT_LEAST_2, check
 
 ENV_ID = "Stub/MaskGIT-L-v0"
@@ -93,7 +93,7 @@ def make_sampler(
     return MaskGITSampler(
         network,
         detokenise,
-        schedule(num_steps, 1.0),
+        schedule_params(num_steps, 1.0),
         grid_size=GRID,
         codebook_size=CODES,
         condition=Labels(10),

@@ -34,27 +34,27 @@ RELEASED_POLICIES = {
     "maskgit_policy": ReleasedPolicy(
         "AdaGen/MaskGIT-v0",
         {"backbone": "imagenet256-maskgit-l", "num_steps": 16, "smoothing": 0.8},
-        maskgit.schedule(16, guidance_weight=1.0),
+        maskgit.schedule_params(16, guidance_weight=1.0),
     ),
     "dit_policy": ReleasedPolicy(
         "AdaGen/DiT-v0",
         {"backbone": "imagenet256-dit-xl-2", "num_steps": 16, "smoothing": 0.4},
-        diffusion.schedule(17),
+        diffusion.schedule_params(17),
     ),
     "sit_policy": ReleasedPolicy(
         "AdaGen/SiT-v0",
         {"backbone": "imagenet256-sit-xl-2", "num_steps": 16, "smoothing": 0.8},
-        flow.schedule(17),
+        flow.schedule_params(17),
     ),
     "var_d16_policy": ReleasedPolicy(
         "AdaGen/VAR-v0",
         {"backbone": "imagenet256-var-d16", "num_steps": 10, "top_k_rule": "released"},
-        var.schedule(10, 4096),
+        var.schedule_params(10, 4096),
     ),
     "var_d30_policy": ReleasedPolicy(
         "AdaGen/VAR-v0",
         {"backbone": "imagenet256-var-d30", "num_steps": 10, "top_k_rule": "released"},
-        var.schedule(10, 4096),
+        var.schedule_params(10, 4096),
     ),
 }
 

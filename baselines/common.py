@@ -231,6 +231,10 @@ class StaticSchedules:
             images.append(run_episode(self.env, actor, seeds, stream, keep_observations=False).images)
         return torch.cat(images)[:total].unflatten(0, (len(tables), num_images))
 
+    def contexts(self, num_images: int, seed: int) -> Tensor:
+        """Returns what the images of the seeds seed ... seed + num_images - 1 show, (num_images,)."""
+        return torch.arange(seed, seed + num_images) % unwrapped(self.env).sampler.num_contexts
+
 
 TaskT = TypeVar("TaskT", bound=Task)
 

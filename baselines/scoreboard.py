@@ -1,5 +1,8 @@
 """One table a task of every method: baselines beside trained agents and evaluated policies.
 
+Where a table has the rows "random" and "hand-crafted", a score says how far a method's FID is from the first (0) to the
+second (1), and beyond.
+
 python -m baselines.scoreboard runs/static.json runs/search.json runs/adagen-*/summary.json --out scoreboard.md
 """
 
@@ -8,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,11 @@ from baselines.common import Result, parse_results
 from genenv.checkpoints import write_text
 from genenv.console import exit_status
 from genenv.json_text import parse_json
+from genenv.make import own_arguments
 from genenv.metrics.intervals import interval
 from genenv.metrics.names import SUMMARY
+from genenv.registration import env_ids
+from genenv.schedules import SETTINGS
 
 OF_THE_POLICY = (
     "sampler",
@@ -38,7 +44,9 @@ OF_THE_POLICY = (
     "compile",
 )
 """Keyword arguments that are no part of the task: how a policy sees, acts and is paid, what held-out evaluation sets
-itself, and the number of steps, which the decisions say."""
+itself, and the number of steps, which the decisions say. So are the settings of a hand-crafted schedule."""
+ENDS = ("random", "hand-crafted")
+"""Methods whose FID is 0 and 1 of a score."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,9 @@ def _task(env_id: str, env_kwargs: Mapping[str, Any], decisions: int, num_images
     name = str(env_id).rpartition(":")[2]  # an agent's run keeps the module that registers the id
     spec = gym.registry.get(name)
     kwargs = ({} if spec is None else spec.kwargs) | dict(env_kwargs)
-    matter = {key: value for key, value in kwargs.items() if key not in OF_THE_POLICY}
+    scheduled = spec is not None and name in env_ids() and "schedule" in own_arguments(name)
+    aside = OF_THE_POLICY + (SETTINGS if scheduled else ())
+    matter = {key: value for key, value in kwargs.items() if key not in aside}
     return Task(name, json.dumps(matter, sort_keys=True), decisions, num_images, protocol)
 
 
@@ -211,10 +221,9 @@ def _table(rows: Sequence[Row]) -> str:
     for row in rows:
         grouped.setdefault(row.method, []).append(row)
     metrics = [name for name in SUMMARY if any(name in row.metrics for row in rows)]
-    lines = [
-        "| method | " + " | ".join(metrics) + " | images to find it | seconds | seeds |",
-        "|---|" + "---:|" * (len(metrics) + 3),
-    ]
+    score = _score(grouped)
+    heads = [*metrics, *(["score"] if score else []), "images to find it", "seconds", "seeds"]
+    lines = [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
     for method, group in sorted(
         grouped.items(), key=lambda item: -_mean([row.metrics["fid"] for row in item[1]])
     ):
@@ -222,11 +231,23 @@ def _table(rows: Sequence[Row]) -> str:
             interval([row.metrics[name] for row in group]) if name in group[0].metrics else "-"
             for name in metrics
         ]
+        if score:
+            cells.append(f"{score(group):.2f}")
         images, seconds = (_mean([getattr(row, name) for row in group]) for name in ("images", "seconds"))
         spent = ["-" if math.isnan(value) else f"{value:,.0f}" for value in (images, seconds)]
         name = method.replace("|", r"\|")  # a bar ends a cell
         lines.append(f"| {name} | {' | '.join([*cells, *spent])} | {len(group)} |")
     return "\n".join(lines) + "\n"
+
+
+def _score(grouped: Mapping[str, Sequence[Row]]) -> Callable[[Sequence[Row]], float] | None:
+    """Returns what gives the score of a method's rows; None where there is nothing to measure it by."""
+    if not set(ENDS) <= grouped.keys():
+        return None
+    worst, usual = (_mean([row.metrics["fid"] for row in grouped[name]]) for name in ENDS)
+    if worst == usual:
+        return None
+    return lambda rows: (worst - _mean([row.metrics["fid"] for row in rows])) / (worst - usual)
 
 
 def _mean(values: Sequence[float]) -> float:

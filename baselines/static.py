@@ -1,133 +1,192 @@
-"""The hand-crafted schedule, and the hand-crafted schedule with its guidance tuned on a grid.
+"""Schedules that a person sets by hand: the tier's own, the published one, and one tuned on a grid of settings.
 
 python -m baselines.static --env-id AdaGen/MaskGIT-v0 --out static.json
-python -m baselines.static --only hand-crafted --seeds 0
+python -m baselines.static --env-id AdaGen/DiT-v0 --only tuned --env-kwargs '{"num_steps": 4}'
+
+The tuned one is how a tier's own came about: every combination of the two or three settings that a person would turn
+makes images of the tuning stream, and the one with the lowest FID is kept. `--settings` gives other values.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-import torch
-from torch import Tensor
+import gymnasium as gym
 
-from baselines.common import (
-    Bench,
-    Result,
-    StaticSchedules,
-    Task,
-    main,
-    static_kwargs,
-)
-from genenv.evaluation import first_seed
+from baselines.common import JSON_OBJECT, Bench, Result, Task, main
+from genenv.evaluation import LABEL_PLAN, first_seed
+from genenv.make import UnknownArgumentError, has_own_schedule
 from genenv.progress import Report, progress
-from genenv.ranges import ABOVE_ZERO, AT_LEAST_2, NOT_NEGATIVE
+from genenv.ranges import AT_LEAST_2
+from genenv.registration import defaults
 from genenv.rng import Stream
-from genenv.rollout import schedule_actor
-from genenv.schedules import ScheduleParam, handcrafted
+from genenv.rollout import generate, static_actor
+from genenv.tiers import PUBLISHED
 
-GUIDANCE = "guidance_weight"
+Settings = dict[str, Any]
+"""Keyword arguments of an id that make its hand-crafted schedule."""
+
 MAX_GRID = 1000
-"""Values of the largest grid; each is two schedules."""
+"""Combinations of the largest grid."""
+BATCH_SIZE = 500
+"""Images at once of a combination."""
+
+TIME_GRID = {
+    "guidance_weight": [0, 0.05, 0.1, 0.25, 0.5, 1, 1.5],
+    "grid": [None, "edm", "log_snr", "cosine", "flow_time"],
+}
+GRIDS: dict[str, dict[str, list[Any]]] = {
+    "genenv.envs.maskgit": {
+        "guidance_weight": [0, 0.5, 1],
+        "token_temperature": [1, 1.1, 1.2, 1.3, 1.4],
+        "mask_temperature": [1, 2, 4, 8, 16],
+    },
+    "genenv.envs.var": {
+        "guidance_weight": [0, 0.5, 1, 1.5],
+        "token_temperature": [1, 1.1, 1.2, 1.3, 1.4],
+        "top_k": [None, 64, 128],
+        "top_p": [0.999],
+    },
+    "genenv.envs.raster_ar": {
+        "guidance_weight": [0, 0.1, 0.25, 0.5, 1],
+        "token_temperature": [0.95, 1, 1.05, 1.1, 1.2],
+        "top_p": [0.96, 0.98, 0.999],
+    },
+    "genenv.envs.vqgan": {
+        "guidance_weight": [0, 0.1, 0.25],
+        "token_temperature": [0.9, 1, 1.1, 1.2],
+        "top_p": [0.92, 0.96, 0.98, 0.999],
+    },
+    "genenv.envs.diffusion": TIME_GRID,
+    "genenv.envs.flow": TIME_GRID,
+}
+"""Module of a paradigm's sampler -> the values of the settings that a person would turn."""
 
 
 @dataclass(frozen=True)
 class Config(Task):
-    """What the guidance is tuned with."""
+    """What is tuned, and with what."""
 
-    only: Literal["hand-crafted", "tuned"] | None = None
-    """The hand-crafted schedule alone, or the tuned one alone; both where the environment has guidance."""
-    step: Annotated[float, ABOVE_ZERO] = 0.25
-    """Distance of neighbouring grid values."""
-    largest: Annotated[float, NOT_NEGATIVE] = 3.0
-    """Last grid value."""
-    tuning_images: Annotated[int, AT_LEAST_2] = 1000
-    """Images for each schedule of the grid, on seeds that are not held out."""
+    only: Literal["hand-crafted", "published", "tuned"] | None = None
+    """One of the three rows alone; by default the first, and the second where the tier has a schedule of its own."""
+    settings: Annotated[dict[str, Any], JSON_OBJECT] = field(default_factory=dict)
+    """The grid, {setting: values}, such as '{"guidance_weight": [0, 0.5], "token_temperature": [1, 1.1]}'; by default
+    the paradigm's. A null is the published value."""
+    tuning_images: Annotated[int, AT_LEAST_2] = 2000
+    """Images of each combination, on seeds that are not held out."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.largest / self.step >= MAX_GRID:
-            raise ValueError(
-                f"step must give a grid of at most {MAX_GRID} values up to {self.largest}, got {self.step}"
-            )
-
-    @property
-    def grid(self) -> list[float]:
-        """The values 0, step ... largest."""
-        return [self.step * i for i in range(int(self.largest / self.step + 1e-9) + 1)]
+        for name, values in self.settings.items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"settings must give every setting a list of values, got {name}: {values!r}")
 
 
-def guidance_schedules(params: Sequence[ScheduleParam], grid: Sequence[float]) -> Tensor:
-    """Returns schedules (2 G, T, A): the hand-crafted one with its guidance times each value, then with each value.
-
-    MaskGIT's hand-crafted guidance is a ramp towards 1, so its multiples are ramps towards each value.
+def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Settings]:
+    """Returns every combination of the values of a grid.
 
     Raises:
-        ValueError: if the environment has no guidance.
+        ValueError: if there are none, or too many.
     """
-    names = [param.name for param in params]
-    if GUIDANCE not in names:
-        raise ValueError(f"the environment has no {GUIDANCE} to tune, its parameters are {', '.join(names)}")
-    static, column, values = (
-        handcrafted(params),
-        names.index(GUIDANCE),
-        torch.tensor(grid, dtype=torch.float64),
-    )
-    tables = static.repeat(2, len(grid), 1, 1)  # (2, G, T, A)
-    tables[0, :, :, column] = values[:, None] * static[:, column]
-    tables[1, :, :, column] = values[:, None]
-    return tables.flatten(0, 1)
+    found = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    if not grid or len(found) > MAX_GRID:
+        raise ValueError(f"settings must have 1 to {MAX_GRID} combinations, got {len(found) if grid else 0}")
+    return found
 
 
-def best_schedule(tables: Tensor, score: Callable[[Tensor], float], report: Report) -> Tensor:
-    """Returns the schedule (T, A) with the lowest score among (P, T, A); the first of equals."""
+def usual_grid(env_id: str) -> dict[str, list[Any]]:
+    """Returns the grid of a paradigm; ValueError where there is none."""
+    module = defaults(env_id)["sampler"].partition(":")[0]
+    if module not in GRIDS:
+        raise ValueError(f"settings must say what to tune of {env_id}, such as {EXAMPLE}, got none")
+    return GRIDS[module]
+
+
+EXAMPLE = """'{"guidance_weight": [0, 0.5]}'"""
+
+
+def best_of(found: Sequence[Settings], score: Callable[[Settings], float], report: Report) -> Settings:
+    """Returns the settings with the lowest score; the first of equals."""
     scores = []
-    for table in tables:
-        scores.append(score(table))
-        report(len(scores), len(tables), f"best FID {min(scores):.2f}")
-    return tables[scores.index(min(scores))]
+    for settings in found:
+        scores.append(score(settings))
+        report(len(scores), len(found), f"best FID {min(scores):.2f}")
+    return found[scores.index(min(scores))]
+
+
+class Tuning:
+    """Scores settings by the FID of their images on the features of the held-out judge.
+
+    Args:
+        bench: of the task.
+        env_kwargs: under which a setting that is not given has its published value.
+        num_images: of each combination.
+        seed: repetition whose tuning images they make.
+    """
+
+    def __init__(self, bench: Bench, env_kwargs: Mapping[str, Any], num_images: int, seed: int):
+        self.bench, self.env_kwargs, self.num_images = bench, dict(env_kwargs), num_images
+        self.first = first_seed(seed, num_images)
+
+    def __call__(self, settings: Settings) -> float:
+        """Returns the FID of the images.
+
+        Raises:
+            ValueError: if the environment does not take the settings.
+        """
+        kwargs: dict[str, Any] = self.env_kwargs | settings
+        kwargs |= {"contexts": LABEL_PLAN, "reward": "none", "autoreset_mode": "Disabled", "output": "torch"}
+        number = self.num_images
+        try:
+            env = gym.make_vec(self.bench.env_id, num_envs=min(BATCH_SIZE, number), **kwargs)
+        except UnknownArgumentError as error:
+            raise ValueError(f"settings must be those of the environment's schedule: {error}") from None
+        images = generate(env, static_actor(env), number, self.first, Stream.TUNING).images
+        return self.bench.evaluator.judge.fid(images)
+
+
+def hand_kwargs(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns keyword arguments under which the zero action plays the hand-crafted schedule."""
+    return dict(env_kwargs) | {"action_mode": "residual", "observe": ["step"], "smoothing": 0.0}
 
 
 def run(config: Config) -> Iterator[Result]:
-    """Yields the results of every repetition, hand-crafted and tuned.
+    """Yields the results of every repetition.
 
     Raises:
-        ValueError: if the tuned one alone is asked for where there is no guidance.
+        ValueError: if the published row alone is asked for where the tier has no schedule of its own, or there is no
+            grid to tune on.
     """
-    bench = Bench(config, static_kwargs(config.env_kwargs))
-    static = handcrafted(bench.params)
-    has_guidance = GUIDANCE in [param.name for param in bench.params]
-    if config.only == "hand-crafted" or (config.only is None and not has_guidance):
-        tables, generate = None, None
-    else:
-        tables = guidance_schedules(bench.params, config.grid)
-        generate = StaticSchedules(bench.env_id, config.env_kwargs)
+    own = hand_kwargs(config.env_kwargs)
+    bench = Bench(config, own)
+    published = own | ({"schedule": PUBLISHED} if has_own_schedule(bench.env_id, own) else {})
+    if config.only == PUBLISHED and published == own:
+        raise ValueError(
+            f"the hand-crafted schedule of {bench.env_id} is the published one: use --only hand-crafted"
+        )
+    rows = {"hand-crafted": bench}
+    if published != own:
+        rows[PUBLISHED] = Bench(config, published)
+    grid = combinations(config.settings or usual_grid(bench.env_id)) if config.only == "tuned" else []
     for seed in config.seeds:
-        if config.only != "tuned":
-            yield bench.result("hand-crafted", seed, schedule_actor(static), table=static)
-        if tables is None or generate is None:
+        for method, of in rows.items():
+            if config.only in (None, method):
+                yield of.result(method, seed, static_actor(of.evaluator.env))
+        if not grid:
             continue
         started = time.perf_counter()
-        first = first_seed(seed, config.tuning_images)
-
-        def fid(table: Tensor, first: int = first, generate: StaticSchedules = generate) -> float:
-            images = generate(table[None], config.tuning_images, first, Stream.TUNING)[0]
-            return bench.evaluator.judge.fid(images)
-
-        with progress(f"guidance grid, seed {seed}") as report:
-            tuned = best_schedule(tables, fid, report)
-        yield bench.result(
-            "guidance tuned",
-            seed,
-            schedule_actor(tuned),
-            images=len(tables) * config.tuning_images,
-            seconds=time.perf_counter() - started,
-            table=tuned,
-        )
+        with progress(f"settings, seed {seed}") as report:
+            best = best_of(grid, Tuning(bench, published, config.tuning_images, seed), report)
+        seconds, spent = time.perf_counter() - started, len(grid) * config.tuning_images
+        print(f"tuned, seed {seed}: {json.dumps(best)}", file=sys.stderr)
+        of = Bench(config, published | best)
+        yield of.result("tuned", seed, static_actor(of.evaluator.env), spent, seconds)
 
 
 if __name__ == "__main__":

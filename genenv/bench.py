@@ -18,10 +18,12 @@ from torch import Tensor
 
 from genenv.actions import ScheduleActions
 from genenv.closed_loop import LOOPS, closed_loop
+from genenv.make import own_arguments
 from genenv.progress import Report, ignore
 from genenv.protocols import Context
 from genenv.rng import BatchRng
 from genenv.rollout import check_not_smoothed
+from genenv.tiers import PUBLISHED
 from genenv.vector_env import unwrapped
 
 BATCH_SIZES = (1, 8, 64, 256)
@@ -80,6 +82,9 @@ def measure(
 ) -> Throughput:
     """Returns the speed of an environment that plays the hand-crafted schedule without a reward.
 
+    It is the published one, as in the released loops, which call both halves of the guidance, unless `schedule` says
+    otherwise.
+
     Args:
         env_id: a registered id.
         device: "cpu", "cuda", ...
@@ -96,8 +101,10 @@ def measure(
     if min(batch_sizes) < 1:
         raise ValueError(f"batch_sizes must be at least 1, got {min(batch_sizes)}")
 
+    published = {"schedule": PUBLISHED} if "schedule" in own_arguments(env_id) else {}
+
     def make(num_envs: int) -> VectorEnv:
-        kwargs: dict[str, Any] = {"reward": "none", "device": device} | env_kwargs
+        kwargs: dict[str, Any] = {"reward": "none", "device": device} | published | env_kwargs
         return gym.make_vec(env_id, num_envs=num_envs, **kwargs)
 
     env = make(RATIO_ENVS)

@@ -19,6 +19,7 @@ from genenv.checkpoints import torch_device
 from genenv.contexts import Contexts
 from genenv.fields import PREDICTED
 from genenv.protocols import Sampler
+from genenv.registration import defaults
 from genenv.rewards import make_reward
 from genenv.single_env import GenEnv
 from genenv.tiers import tier_of
@@ -70,6 +71,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_k": NUMBER,
     "top_p": NUMBER,
     "top_k_rule": (_is_a(str), "'monotone' or 'released'"),
+    "schedule": (_is_a(str, NoneType), "'published', or None for the tier's own"),
     "solver": (_is_a(str), "a name, such as 'dpm2s'"),
     "grid": (_is_grid, "a name, such as 'edm', a list of noise levels, or None for the usual times"),
     "sigma_max": NUMBER,
@@ -98,6 +100,24 @@ def _sampler_factory(sampler: str) -> tuple[Callable[..., Sampler], list[str]]:
     factory = getattr(importlib.import_module(module), function)
     names = inspect.signature(factory).parameters
     return factory, [name for name in names if name not in SAMPLER_ARGUMENTS]
+
+
+def own_arguments(env_id: str) -> list[str]:
+    """Returns the keyword arguments that an id has beside those of every one; see `defaults` for errors."""
+    return _sampler_factory(defaults(env_id)["sampler"])[1]
+
+
+def has_own_schedule(env_id: str, env_kwargs: Mapping[str, Any]) -> bool:
+    """Returns whether the hand-crafted schedule of an environment is its tier's own, not the published one.
+
+    Args:
+        env_id: a registered id.
+        env_kwargs: its keyword arguments.
+    """
+    kwargs = defaults(env_id) | dict(env_kwargs)
+    paradigm = importlib.import_module(kwargs["sampler"].partition(":")[0])
+    own = tier_of(kwargs["backbone"]).schedules
+    return kwargs.get("schedule") is None and any(part in own for part in getattr(paradigm, "PARTS", ()))
 
 
 class UnknownArgumentError(TypeError, ValueError):

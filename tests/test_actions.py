@@ -11,11 +11,11 @@ from genenv.actions import (
     ScheduleActions,
     TokenActions,
 )
-from genenv.envs.maskgit import schedule
+from genenv.envs.maskgit import schedule_params
 from genenv.rng import BatchRng
 from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant
 
-PARAMS = schedule(num_steps=5, guidance_weight=3.0)
+PARAMS = schedule_params(num_steps=5, guidance_weight=3.0)
 
 
 def random_actions(num_envs=16, scale=1.0):

@@ -26,7 +26,7 @@ def make(monkeypatch):
     """Returns what makes an environment of random networks of the digits' size."""
     for module in ("maskgit", "var", "raster_ar", "ode"):
         monkeypatch.setattr(f"genenv.envs.{module}.load_part", random_network)
-    return lambda env_id: gym.make_vec(env_id, num_envs=3, reward="none")
+    return lambda env_id: gym.make_vec(env_id, num_envs=3, reward="none", schedule="published")
 
 
 def test_everything_is_measured_at_the_numbers_of_images_that_were_asked_for(monkeypatch):

@@ -20,7 +20,10 @@ def test_list_shows_every_id_with_its_parameters_rewards_and_licence(capsys):
         assert env_id in shown
     assert "mask_ratio, mask_temperature, token_temperature, guidance_weight" in shown
     lines = [" ".join(line.split()) for line in shown.splitlines()]
-    assert "digits rewards: none, adversarial, classifier, clip, fid, hpsv2, loo_fid, png_size" in lines
+    assert (
+        "digits rewards: none, adversarial, classifier, clip, fid, hpsv2, loo_fid, loo_fid_full, png_size"
+        in lines
+    )
     (rewards,) = [line for line in lines if line.startswith("imagenet256-dit-xl-2 rewards: ")]
     assert "classifier" not in rewards  # the digits' own
     assert "loo_fid" in rewards
@@ -340,8 +343,9 @@ def test_play_names_the_classes_of_the_tier(strip, tmp_path):
 
 def test_play_draws_a_policy(monkeypatch, strip, tmp_path):
     monkeypatch.setitem(sys.modules, "own", sys.modules[__name__])
+    published = ("--env-kwargs", json.dumps({"schedule": "published"}))
     for policy in ("--static", "--policy own:make_halves"):
-        assert cli.main(f"play --num-images 2 --num-steps 2 --seed 3 {policy}".split()) == 0
+        assert cli.main([*f"play --num-images 2 --num-steps 2 --seed 3 {policy}".split(), *published]) == 0
         weights = strip["values"]["guidance_weight"]
         assert weights.shape == (2, 2)
         assert (weights[-1] > 1.0).all() == (policy != "--static")  # a ramp to 1 by hand

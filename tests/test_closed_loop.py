@@ -44,7 +44,8 @@ def make(monkeypatch):
     """Returns what makes N environments of random networks of the digits' size."""
     for module in ("maskgit", "var", "raster_ar", "ode"):
         monkeypatch.setattr(f"genenv.envs.{module}.load_part", random_network)
-    return lambda env_id, **kwargs: gym.make_vec(env_id, num_envs=N, reward="none", **kwargs)
+    usual = {"num_envs": N, "reward": "none", "schedule": "published"}
+    return lambda env_id, **kwargs: gym.make_vec(env_id, **usual | kwargs)
 
 
 def loop_images(env, seed, separate=False):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from genenv.conditions import Embeddings, Labels, both
-from genenv.envs.maskgit import MaskGITSampler, schedule
+from genenv.envs.maskgit import MaskGITSampler, schedule_params
 from genenv.rng import BatchRng
 
 CONTEXT = torch.tensor([2, 0, 1])
@@ -45,7 +45,7 @@ def test_a_generator_takes_prompts_where_it_took_labels():
     sampler = MaskGITSampler(
         network,
         lambda tokens: tokens[:, None] / codes,
-        schedule(3, guidance_weight=1.0),
+        schedule_params(3, guidance_weight=1.0),
         grid_size=grid,
         codebook_size=codes,
         condition=Embeddings(prompts, empty),

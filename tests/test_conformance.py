@@ -43,6 +43,10 @@ def test_every_id_keeps_every_promise(env_id, variant):
     kwargs = {} if variant == "default" else SHORT[env_id] | VARIANTS[variant]
     if env_id in TOKENS:
         kwargs = {name: value for name, value in kwargs.items() if name not in ("smoothing", "action_mode")}
+    if (
+        env_id == "AdaGen/MaskGIT-v0" and "dtype" in kwargs
+    ):  # a token may flip by rounding, of likely ones seldom
+        kwargs = kwargs | {"schedule": "published"}
     if env_id == "ART/GaussianMixture-v0":  # points have no labels, and no rewards that compare them
         kwargs = kwargs | {"contexts": "uniform", "reward": "none"}
     if env_id == "ART/Clock-v0" and "dtype" in kwargs:  # forward mode has rules of its own for each type

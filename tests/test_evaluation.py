@@ -50,7 +50,7 @@ def test_an_evaluation_says_where_its_numbers_come_from(evaluator, evaluation):
         "label_plan": "cycle",
         "seeds": [0, 99],
         "intervals": {},
-        "nfe": 8.0,
+        "nfe": 4.0,
         "repetitions": 1,
     }
 
@@ -115,7 +115,7 @@ def test_repetitions_are_pooled_with_students_interval(evaluator, evaluation):
     assert pooled.intervals.keys() == NAMES
     assert pooled.intervals["fid"] == student(values)
     assert pooled.seeds == (0, 199)
-    assert (pooled.num_images, pooled.repetitions, pooled.nfe) == (100, 2, 8.0)
+    assert (pooled.num_images, pooled.repetitions, pooled.nfe) == (100, 2, 4.0)
     assert pool([other]) is other
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import genenv
 from genenv.conditions import Labels
 from genenv.contexts import Contexts
-from genenv.envs.maskgit import MaskGITSampler, schedule
+from genenv.envs.maskgit import MaskGITSampler, schedule_params
 from genenv.envs.ode import ODESampler, evenly_spaced
 from genenv.rng import Purpose
 from genenv.solvers import SOLVERS, LinearPath
@@ -34,7 +34,7 @@ def maskgit():
     return MaskGITSampler(
         network,
         lambda tokens: tokens[:, None] / CODES,
-        schedule(STEPS),
+        schedule_params(STEPS),
         grid_size=GRID,
         codebook_size=CODES,
         condition=Labels(CLASSES),

@@ -1,4 +1,4 @@
-"""The settings of the hand-crafted schedules, as arguments of `schedule` and as keyword arguments of the ids."""
+"""The settings of the hand-crafted schedules, as arguments of `schedule_params` and as keyword arguments of the ids."""
 
 import math
 
@@ -9,10 +9,15 @@ from episodes import SHORT
 from gymnasium.envs.registration import EnvSpec
 
 import genenv  # noqa: F401
+from baselines.random import random_actor
 from genenv.check import check
 from genenv.envs import diffusion, flow, maskgit, raster_ar, var
+from genenv.evaluation import Evaluator
+from genenv.make import has_own_schedule
 from genenv.rollout import run_episode, schedule_actions, static_actor
 from genenv.schedules import POSITIVE, setting
+from genenv.tiers import schedule_settings, tiers
+from genenv.tiers.digits import DIGITS
 from genenv.vector_env import unwrapped
 
 SETTINGS = {
@@ -196,13 +201,13 @@ def test_a_setting_must_be_a_number(value):
 @pytest.mark.parametrize("horizon", [1, 3, 7, 17])
 @pytest.mark.parametrize("peak", [0.3, 1.0, 4.5])
 def test_schedules_of_any_length_keep_their_ends(horizon, peak):
-    params = {p.name: p.static for p in maskgit.schedule(horizon, peak, 2 * peak, 3 * peak)}
+    params = {p.name: p.static for p in maskgit.schedule_params(horizon, peak, 2 * peak, 3 * peak)}
     assert params["mask_temperature"][0].item() == pytest.approx(2 * peak * (1 - 0.999 / horizon))
     assert params["mask_temperature"][-1].item() == pytest.approx(2 * peak * 0.001 / horizon)
     assert params["guidance_weight"][0].item() == pytest.approx(peak * 0.001 / horizon)
     assert params["guidance_weight"][-1].item() == pytest.approx(peak * (horizon - 0.999) / horizon)
     assert params["token_temperature"].tolist() == pytest.approx([3 * peak] * horizon)
-    for schedule, first in ((diffusion.schedule, 0.9), (flow.schedule, 0.01)):
+    for schedule, first in ((diffusion.schedule_params, 0.9), (flow.schedule_params, 0.01)):
         time, guidance = schedule(horizon, peak)
         assert time.static[0] == first
         assert guidance.static.tolist() == [peak] * horizon
@@ -210,7 +215,68 @@ def test_schedules_of_any_length_keep_their_ends(horizon, peak):
 
 @pytest.mark.parametrize("vocab_size", [12, 64, 4096])
 def test_the_usual_top_k_grows_with_the_vocabulary(vocab_size):
-    top_k = {p.name: p.static for p in var.schedule(2, vocab_size)}["top_k"]
+    top_k = {p.name: p.static for p in var.schedule_params(2, vocab_size)}["top_k"]
     assert top_k.tolist() == [vocab_size * 900 / 4096] * 2
-    top_k = {p.name: p.static for p in raster_ar.schedule(2, vocab_size)}["top_k"]
+    top_k = {p.name: p.static for p in raster_ar.schedule_params(2, vocab_size)}["top_k"]
     assert top_k.tolist() == [vocab_size] * 2
+
+
+OWN = {
+    "AdaGen/MaskGIT-v0": "maskgit",
+    "AdaGen/VAR-v0": "var",
+    "AdaGen/LlamaGen-v0": "llamagen",
+    "AdaGen/DiT-v0": "dit",
+    "AdaGen/SiT-v0": "sit",
+}
+
+
+@pytest.mark.parametrize("env_id", OWN)
+def test_a_tier_s_own_schedule_has_its_settings_and_the_published_one_has_none(env_id):
+    own = DIGITS.schedules[OWN[env_id]]
+    usual, by_name = schedules(env_id), schedules(env_id, **own)
+    published = schedules(env_id, schedule="published")
+    for name, values in usual.items():
+        assert torch.equal(values, by_name[name])
+        assert torch.equal(values, published[name]) == (name not in own)
+    assert schedules(env_id, schedule=None).keys() == usual.keys()
+
+
+@pytest.mark.parametrize("env_id", OWN)
+def test_a_setting_that_is_given_stands_and_leaves_the_others_to_the_schedule(env_id):
+    given = {"guidance_weight": 0.7}
+    usual, changed = schedules(env_id), schedules(env_id, **given)
+    assert (changed.pop("guidance_weight") != usual.pop("guidance_weight")).any()
+    assert all(torch.equal(changed[name], usual[name]) for name in usual)
+    both = schedules(env_id, schedule="published", **given)["guidance_weight"]
+    assert torch.equal(both, schedules(env_id, **given)["guidance_weight"])
+
+
+@pytest.mark.parametrize("env_id", ["AdaGen/DiT-v0", "AdaGen/MaskGIT-v0", "AdaGen/LlamaGen-v0"])
+def test_a_schedule_that_does_not_exist_is_refused(env_id):
+    with pytest.raises(
+        ValueError, match="schedule must be 'published', or None for the tier's own, got 'own'"
+    ):
+        gym.make_vec(env_id, schedule="own")
+    with pytest.raises(ValueError, match="schedule must be 'published', or None"):
+        gym.make_vec(env_id, schedule=3)
+
+
+def test_released_backbones_keep_the_published_schedule():
+    for name, part in (("imagenet256-dit-xl-2", "dit"), ("imagenet256-maskgit-l", "maskgit")):
+        assert schedule_settings(name, part, None, guidance_weight=None) == {"guidance_weight": None}
+    assert not any(tier.schedules for name, tier in tiers().items() if name != "digits")
+    assert has_own_schedule("AdaGen/DiT-v0", {})
+    assert not has_own_schedule("AdaGen/DiT-v0", {"schedule": "published"})
+    assert not has_own_schedule("AdaGen/DiT-v0", {"backbone": "imagenet256-dit-xl-2"})
+    assert not has_own_schedule("AdaScope/Denoising-v0", {})
+
+
+@pytest.mark.parametrize("env_id", [env_id for env_id in OWN if "VAR" not in env_id])
+def test_random_actions_are_worse_than_the_hand_crafted_schedule(env_id):
+    """So a score of 0 for random actions and 1 for the hand-crafted schedule means something; VAR hardly minds."""
+    evaluator = Evaluator(env_id, num_images=500)
+    by_hand, random = (
+        evaluator(actor, 10**6).metrics["fid"]
+        for actor in (static_actor(evaluator.env), random_actor(evaluator.env))
+    )
+    assert by_hand < random

@@ -28,7 +28,7 @@ from genenv.protocols import Context, Observation, Sampler
 from genenv.rng import BatchRng, Purpose
 from genenv.schedules import REAL, ScheduleParam, constant, constant_guidance, scaled_unit
 from genenv.solvers import directional_derivative, per_image, reverse_flow
-from genenv.tiers import backbones_with_any, choose_part, tier_of
+from genenv.tiers import PUBLISHED, backbones_with_any, choose_part, tier_of
 
 NETWORKS = {"sit": flow.make_sampler, "dit": diffusion.make_sampler}
 """Networks that have a path, the preferred one first -> what makes their sampler."""
@@ -416,4 +416,4 @@ def _network_sampler(
 ) -> ODESampler:
     """Returns the sampler that knows a backbone's network, its path and its guidance."""
     part = choose_part(backbone, network, NETWORKS, "network of a diffusion or a flow")
-    return NETWORKS[part](backbone, None, device, dtype, False, compile)
+    return NETWORKS[part](backbone, None, device, dtype, False, compile, schedule=PUBLISHED)

@@ -23,7 +23,7 @@ from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng
 from genenv.schedules import constant_guidance
 from genenv.solvers import per_image
-from genenv.tiers import backbones_with_any, choose_part, tier_of
+from genenv.tiers import PUBLISHED, backbones_with_any, choose_part, tier_of
 from genenv.transitions import TRANSITIONS, Transition
 
 NETWORKS: dict[str, tuple[Callable[..., ODESampler], str]] = {
@@ -306,7 +306,7 @@ def make_sampler(
         part = choose_part(backbone, network, NETWORKS, "diffusion transformer")
         make, usual = NETWORKS[part]
         rule, steps = transition or usual, num_steps or 20
-        generator = make(backbone, None, device, dtype, False, compile)
+        generator = make(backbone, None, device, dtype, False, compile, schedule=PUBLISHED)
         first, last = generator.params[0].static[[0, -1]].tolist()
         times = torch.linspace(first, last, steps + 1, dtype=torch.float64)
     kind = TRANSITIONS[rule]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from genenv.envs.ode import Grid, ODESampler, evenly_spaced, make_ode_sampler, num_decisions
-from genenv.schedules import ScheduleParam
+from genenv.schedules import ScheduleParam, leaving_ends
 from genenv.solvers import VPLinear
+from genenv.tiers import schedule_settings
 
 PARTS = ("dit",)
 """Networks of a backbone; one on latents has a "vae" besides."""
@@ -15,7 +16,7 @@ TIME_SCALE = 1000.0
 """The network's time of pure noise."""
 
 
-def schedule(horizon: int, guidance_weight: float | None = None) -> tuple[ScheduleParam, ...]:
+def schedule_params(horizon: int, guidance_weight: float | None = None) -> tuple[ScheduleParam, ...]:
     """Returns AdaGen's parameters with DiT's hand-crafted schedule: times evenly spaced, constant guidance of 1."""
     return evenly_spaced(0.9, 0.01, horizon, guidance_weight, default=1.0)
 
@@ -30,18 +31,24 @@ def make_sampler(
     solver: str = "dpm2s",
     guidance_weight: float | None = None,
     grid: Grid | None = None,
+    schedule: str | None = None,
 ) -> ODESampler:
     """Returns the DiT sampler of a named backbone; `num_steps` counts solver evaluations.
 
-    A `grid` sets its hand-crafted times.
+    A `grid` sets its hand-crafted times. Where the settings of that schedule come from: see
+    `genenv.tiers.schedule_settings`.
     """
+    settings = schedule_settings(backbone, "dit", schedule, guidance_weight=guidance_weight, grid=grid)
+    params = schedule_params(num_decisions(solver, num_steps), settings["guidance_weight"])
+    if schedule is None:
+        params = leaving_ends(params)
     return make_ode_sampler(
         "dit",
         backbone,
         VPLinear(),
         solver,
-        schedule(num_decisions(solver, num_steps), guidance_weight),
-        grid,
+        params,
+        settings["grid"],
         device,
         dtype,
         compile,

@@ -21,11 +21,12 @@ from genenv.schedules import (
     ScheduleParam,
     constant,
     cosine,
+    leaving_ends,
     linear_decay,
     linear_rise,
     setting,
 )
-from genenv.tiers import load_part
+from genenv.tiers import load_part, schedule_settings
 
 PARTS = ("maskgit", "vq")
 """Networks of a backbone."""
@@ -210,7 +211,7 @@ class MaskGITSampler:
         return dataclasses.replace(state, calls=state.calls + 1 + guided, prediction=prediction)
 
 
-def schedule(
+def schedule_params(
     num_steps: int,
     guidance_weight: float | None = None,
     mask_temperature: float | None = None,
@@ -245,12 +246,27 @@ def make_sampler(
     guidance_weight: float | None = None,
     mask_temperature: float | None = None,
     token_temperature: float | None = None,
+    schedule: str | None = None,
 ) -> MaskGITSampler:
-    """Returns the MaskGIT sampler of a named backbone, by default with 16 decisions; the last three: see `schedule`."""
+    """Returns the MaskGIT sampler of a named backbone, by default with 16 decisions.
+
+    The settings of its hand-crafted schedule are explained at `schedule_params`, where they come from at
+    `genenv.tiers.schedule_settings`.
+    """
     num_steps = 16 if num_steps is None else num_steps
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    params = schedule(num_steps, guidance_weight, mask_temperature, token_temperature)
+    settings = schedule_settings(
+        backbone,
+        "maskgit",
+        schedule,
+        guidance_weight=guidance_weight,
+        mask_temperature=mask_temperature,
+        token_temperature=token_temperature,
+    )
+    params = schedule_params(num_steps, **settings)
+    if schedule is None:
+        params = leaving_ends(params)
     transformer = load_part("maskgit", backbone).to(device, dtype)
     tokenizer = load_part("vq", backbone).to(device)
     side = transformer.grid_size * tokenizer.downsampling

@@ -22,8 +22,17 @@ from genenv.models.kv_cache import KVCache
 from genenv.models.raster import RasterTransformer
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical
-from genenv.schedules import POSITIVE, UNIT, Bijector, ScheduleParam, constant, scaled_unit, setting
-from genenv.tiers import load_part
+from genenv.schedules import (
+    POSITIVE,
+    UNIT,
+    Bijector,
+    ScheduleParam,
+    constant,
+    leaving_ends,
+    scaled_unit,
+    setting,
+)
+from genenv.tiers import load_part, schedule_settings
 
 PARTS = ("llamagen", "vq")
 """Networks of a backbone."""
@@ -295,7 +304,7 @@ LLAMAGEN = Settings(guidance_weight=1.0, top_k=math.inf, top_p=0.999, token_temp
 """LlamaGen's: its guidance scale of 2 less 1, all tokens. Top-p stands at 0.999: a unit action has no effect on 1."""
 
 
-def schedule(
+def schedule_params(
     num_steps: int,
     codebook_size: int,
     given: Settings = Settings(),
@@ -370,19 +379,35 @@ def sampler_of(
     top_k: float | None = None,
     top_p: float | None = None,
     token_temperature: float | None = None,
+    schedule: str | None = None,
 ) -> RasterSampler:
-    """Returns the sampler of a backbone's transformer, named by `part`, and its tokenizer; see `schedule`."""
-    given = Settings(guidance_weight, top_k, top_p, token_temperature)
+    """Returns the sampler of a backbone's transformer, named by `part`, and its tokenizer.
+
+    The settings of its hand-crafted schedule are explained at `schedule_params`, where they come from at
+    `genenv.tiers.schedule_settings`.
+    """
+    settings = schedule_settings(
+        backbone,
+        part,
+        schedule,
+        guidance_weight=guidance_weight,
+        top_k=top_k,
+        top_p=top_p,
+        token_temperature=token_temperature,
+    )
     transformer: RasterTransformer = load_part(part, backbone).to(device, dtype)
     tokenizer = load_part("vq", backbone).to(device)
     grid_size, codebook_size = transformer.grid_size, transformer.codebook_size
     horizon = num_decisions(grid_size, num_steps, tokens_per_decision)
     side = grid_size * tokenizer.downsampling
+    params = schedule_params(horizon, codebook_size, Settings(**settings), usual, transformer.null_class)
+    if schedule is None:
+        params = leaving_ends(params)
     return RasterSampler(
         torch.compile(transformer.read) if compile else transformer.read,
         transformer.new_cache,
         tokenizer.decode,
-        schedule(horizon, codebook_size, given, usual, transformer.null_class),
+        params,
         grid_size=grid_size,
         codebook_size=codebook_size,
         condition=Labels(transformer.num_classes),

@@ -19,8 +19,8 @@ from genenv.models.var import VARTransformer
 from genenv.models.var_vqvae import VARVQVAE
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical
-from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, scaled_unit, setting
-from genenv.tiers import load_part
+from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, leaving_ends, scaled_unit, setting
+from genenv.tiers import load_part, schedule_settings
 
 PARTS = ("var", "msvq")
 """Networks of a backbone."""
@@ -251,7 +251,7 @@ def resize(hidden: Tensor, side: int) -> Tensor:
     return F.interpolate(grid, size=side, mode="bicubic").flatten(2).transpose(1, 2)
 
 
-def schedule(
+def schedule_params(
     num_scales: int,
     vocab_size: int,
     guidance_weight: float | None = None,
@@ -293,10 +293,12 @@ def make_sampler(
     top_p: float | None = None,
     token_temperature: float | None = None,
     top_k_rule: str = "monotone",
+    schedule: str | None = None,
 ) -> VARSampler:
     """Returns the VAR sampler of a named backbone; a decision is a scale, so that their number is the backbone's.
 
-    Guidance is by default the backbone's own. For the other settings see `schedule` and `VARSampler`.
+    The settings of its hand-crafted schedule are explained at `schedule_params`, where they come from at
+    `genenv.tiers.schedule_settings`; guidance is by default the backbone's own. For the rule see `VARSampler`.
     """
     transformer = load_part("var", backbone).to(device, dtype)
     tokenizer = load_part("msvq", backbone).to(device)
@@ -305,14 +307,24 @@ def make_sampler(
         raise ValueError(
             f"num_steps must be {num_scales}, the scales of backbone {backbone!r}, or None, got {num_steps}"
         )
-    if guidance_weight is None:
-        guidance_weight = GUIDANCE.get(backbone)
+    settings = schedule_settings(
+        backbone,
+        "var",
+        schedule,
+        guidance_weight=GUIDANCE.get(backbone) if guidance_weight is None else guidance_weight,
+        top_k=top_k,
+        top_p=top_p,
+        token_temperature=token_temperature,
+    )
+    params = schedule_params(num_scales, transformer.vocab_size, **settings)
+    if schedule is None:
+        params = leaving_ends(params)
     if compile:
         transformer.compile()
     return VARSampler(
         transformer,
         tokenizer,
-        schedule(num_scales, transformer.vocab_size, guidance_weight, top_k, top_p, token_temperature),
+        params,
         top_k_rule=top_k_rule,
         needs_features=needs_features,
     )

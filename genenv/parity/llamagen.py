@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genenv.conditions import Labels
-from genenv.envs.raster_ar import RasterSampler, schedule
+from genenv.envs.raster_ar import RasterSampler, schedule_params
 from genenv.models.llamagen import LlamaGenTransformer, rotary_table
 from genenv.models.llamagen_vq import LlamaGenVQ
 from genenv.parity.fixture import Fixture, Record, Result, close, equal
@@ -51,7 +51,7 @@ def sampler(network: LlamaGenTransformer, vq: LlamaGenVQ, needs_features: bool) 
         network.read,
         network.new_cache,
         vq.decode,
-        schedule(network.grid_size**2, network.codebook_size),
+        schedule_params(network.grid_size**2, network.codebook_size),
         grid_size=network.grid_size,
         codebook_size=network.codebook_size,
         condition=Labels(network.num_classes),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genenv.conditions import Labels
-from genenv.envs.maskgit import MaskGITSampler, schedule
+from genenv.envs.maskgit import MaskGITSampler, schedule_params
 from genenv.models.maskgit import MaskGITTransformer
 from genenv.models.maskgit_vqgan import MaskGITVQGAN
 from genenv.parity.fixture import Fixture, Record, Result, close, equal
@@ -58,7 +58,7 @@ def sampler(fixture: Fixture, tokenizer_fixture: Fixture, horizon: int) -> MaskG
     return MaskGITSampler(
         network,
         vqgan.decode,
-        schedule(horizon, guidance_weight=1.0),
+        schedule_params(horizon, guidance_weight=1.0),
         grid_size=network.grid_size,
         codebook_size=network.codebook_size,
         condition=Labels(network.num_classes),

@@ -133,7 +133,7 @@ def _check_generator(env: ODESampler, fixture: Fixture) -> Iterator[Result]:
 def check_dit(fixture: Fixture) -> Iterator[Result]:
     """The network's outputs, then AdaGen's loop and its images."""
     rollout = fixture.tensors("rollout")
-    env = sampler(fixture, VPLinear(), diffusion.schedule(len(rollout["action.timesteps"])))
+    env = sampler(fixture, VPLinear(), diffusion.schedule_params(len(rollout["action.timesteps"])))
     yield from _check_generator(env, fixture)
     yield from check_rollout(env, rollout)
 
@@ -142,7 +142,7 @@ def check_dit(fixture: Fixture) -> Iterator[Result]:
 def check_sit(fixture: Fixture) -> Iterator[Result]:
     """The network's outputs, the noise of a velocity, then AdaGen's loop and its images."""
     io, rollout = fixture.tensors("io"), fixture.tensors("rollout")
-    env = sampler(fixture, LinearPath(), flow.schedule(len(rollout["action.timesteps"])))
+    env = sampler(fixture, LinearPath(), flow.schedule_params(len(rollout["action.timesteps"])))
     yield from _check_generator(env, fixture)
     noise = env.path.noise(io["conv_x"], io["conv_t"], io["conv_velocity"])
     yield close("noise of a velocity", noise, io["conv_noise"])
@@ -177,7 +177,7 @@ def check_dpm_solver(fixture: Fixture) -> Iterator[Result]:
     fixture.ignore("*.inverse_lambda")  # the reference's grid of times, which it does not use
     beta = fixture.config["schedules"]["vp"]
     paths = {"vp": VPLinear(beta_0=beta["beta_0"], beta_1=beta["beta_1"]), "flow": LinearPath()}
-    schedules = {"vp": diffusion.schedule, "flow": flow.schedule}
+    schedules = {"vp": diffusion.schedule_params, "flow": flow.schedule_params}
     for name, path in paths.items():
         grid = io[f"{name}.grid_t"].double()
         quantities = {

@@ -53,15 +53,15 @@ def schedule(settings: Mapping[str, Any]) -> tuple[ScheduleParam, ...]:
     """Returns the environment's schedule parameters under the settings of a reference policy, in the policy's order."""
     family, steps, guidance = (settings[name] for name in ("model_family", "gen_steps", "cfg_init"))
     if family == "dit":
-        params = diffusion.schedule(steps + 1, guidance)
+        params = diffusion.schedule_params(steps + 1, guidance)
     elif family == "sit":
-        params = flow.schedule(steps + 1, guidance)
+        params = flow.schedule_params(steps + 1, guidance)
     elif family == "maskgit":
         temperatures = settings["temp_init"], settings["manual_samp_temp_init"]
-        params = maskgit.schedule(steps, guidance, *temperatures)
+        params = maskgit.schedule_params(steps, guidance, *temperatures)
     else:
         filters = min(settings["topk"], VOCAB_SIZE), settings["topp"]
-        params = var.schedule(steps, VOCAB_SIZE, guidance, *filters, settings["manual_samp_temp_init"])
+        params = var.schedule_params(steps, VOCAB_SIZE, guidance, *filters, settings["manual_samp_temp_init"])
     named = {param.name: param for param in params}
     return tuple(named[NAMES[key]] for key in settings["action_keys"])
 

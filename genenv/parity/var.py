@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from genenv.envs.var import VARSampler, resize, schedule
+from genenv.envs.var import VARSampler, resize, schedule_params
 from genenv.models.var import VARTransformer
 from genenv.models.var_vqvae import VARVQVAE
 from genenv.parity.fixture import Fixture, Record, Result, close, equal
@@ -60,7 +60,7 @@ def sampler(fixture: Fixture) -> VARSampler:
     """Returns the environment's sampler over the reference's networks, with its top-k rule."""
     network = transformer(fixture)
     vqvae = tokenizer(fixture.sibling(fixture.config["generator"]["vqvae"]))
-    params = schedule(len(network.patch_nums), network.vocab_size)
+    params = schedule_params(len(network.patch_nums), network.vocab_size)
     return VARSampler(network, vqvae, params, top_k_rule="released", needs_features=True)
 
 

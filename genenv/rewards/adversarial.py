@@ -116,18 +116,18 @@ def pretrained(backbone: str, device: str) -> AdversarialReward:
     """Returns the frozen discriminator that the zoo trained against random schedules of the backbone's MaskGIT.
 
     It is the default reward of the digits ids; the other paradigms' fakes it has not seen. PPO of Stable-Baselines3 at
-    its defaults on MaskGIT, 3 minutes, 4 steps, 256 images at once; 3 seeds, each on 2,000 held-out images, mean and
-    95 % interval:
+    its defaults on MaskGIT from the published schedule, 3 minutes, 4 steps, 256 images at once; 3 seeds, each on 2,000
+    held-out images, mean and 95 % interval:
 
         reward          FID              precision        recall           accuracy         images
         (untrained)     2.790 +- 0.173   0.892 +- 0.022   0.518 +- 0.026   0.998 +- 0.001   0
         loo_fid         1.046 +- 0.025   0.723 +- 0.065   0.783 +- 0.019   0.983 +- 0.007   38,101
         adversarial     1.080 +- 0.084   0.691 +- 0.098   0.812 +- 0.043   0.972 +- 0.010   31,659
 
-    Command: `OMP_NUM_THREADS=1 python -m baselines.sb3 --minutes 3 --env-kwargs '{"reward": "adversarial"}'`, and
-    "loo_fid", on a machine whose other core was busy. The two are level; the discriminator judges each image by
-    itself, so that it serves a single environment as well as a batch. A policy that trains much longer may find the
-    weak spots of any; train the discriminator in turn then, as `agents.adagen` does.
+    Command: `OMP_NUM_THREADS=1 python -m baselines.sb3 --minutes 3 --env-kwargs '{"reward": "adversarial", "schedule":
+    "published"}'`, and "loo_fid", on a machine whose other core was busy. The two are level; the discriminator judges
+    each image by itself, so that it serves a single environment as well as a batch. A policy that trains much longer
+    may find the weak spots of any; train the discriminator in turn then, as `agents.adagen` does.
 
     Raises:
         ValueError: if the backbone has none, as the released ones.

@@ -37,6 +37,8 @@ from genenv.releases import RELEASES
 
 RANDOM = "random:"
 """Before the name of a released backbone: its networks with random weights, to measure speed without a download."""
+PUBLISHED = "published"
+"""The hand-crafted schedule of a paradigm's paper, where a tier has one of its own."""
 BUILT_IN = (
     "genenv.tiers.digits",
     "genenv.tiers.imagenet",
@@ -117,6 +119,9 @@ class Tier:
         folder: of the backbone that is called like the tier.
         released: {backbone: {part: key of `genenv.releases.RELEASES`}}.
         licence: of the weights in the folder.
+        schedules: {part: settings of the hand-crafted schedule under which a network samples here, as keyword arguments
+            of its id}, where those that were published for other images are not the best by hand; see
+            `schedule_settings`.
         sigmas: the noise level that a clock starts from, and the least that its network is asked about; by default
             EDM's (Karras et al. 2022, tab. 1).
         prompt: the text of a class, such as "a photo of a {}".
@@ -139,6 +144,7 @@ class Tier:
     folder: Path | None = None
     released: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     licence: str = "unknown"
+    schedules: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     sigmas: tuple[float, float] = (80.0, 0.002)
     prompt: str | None = None
     real_images: Callable[[], Labelled] | None = None
@@ -345,6 +351,24 @@ def choose_part(backbone: str, given: str | None, parts: Collection[str], what: 
         has = f"has {' and '.join(known)}" if known else f"has no {what}"
         raise ValueError(f"network must be one of {', '.join(parts)}, got {given!r}; {backbone!r} {has}")
     return given or known[0]
+
+
+def schedule_settings(backbone: str, part: str, schedule: str | None, **given: Any) -> dict[str, Any]:
+    """Returns the settings of a hand-crafted schedule; None for one whose value is that of the paper.
+
+    Args:
+        backbone: a backbone's name or folder.
+        part: the network that samples.
+        schedule: None for the tier's own where it has one; "published" for that of the paper.
+        given: values of the user, which stand; None leaves the choice to the schedule.
+
+    Raises:
+        ValueError: if there is no such schedule.
+    """
+    if schedule not in (None, PUBLISHED):
+        raise ValueError(f"schedule must be {PUBLISHED!r}, or None for the tier's own, got {schedule!r}")
+    own = tier_of(backbone).schedules.get(part, {}) if schedule is None else {}
+    return {name: own.get(name) if value is None else value for name, value in given.items()}
 
 
 def licences(backbone: str) -> dict[str, str]:

@@ -49,6 +49,13 @@ DIGITS = Tier(
     folder_parts=("clip", "hpsv2"),
     folder=Path(str(files("genenv") / "assets" / "digits")),
     licence="MIT; trained on the UCI handwritten digits, CC BY 4.0",
+    schedules={
+        "maskgit": {"guidance_weight": 0.0, "token_temperature": 1.2, "mask_temperature": 16.0},
+        "var": {"guidance_weight": 1.0, "token_temperature": 1.3, "top_k": 64.0, "top_p": 0.999},
+        "llamagen": {"guidance_weight": 0.0, "token_temperature": 1.1, "top_p": 0.98},
+        "dit": {"guidance_weight": 0.0},
+        "sit": {"guidance_weight": 0.0},
+    },
     sigmas=(20.0, 0.02),
     prompt="a handwritten {}",
     real_images=digits,

@@ -19,7 +19,7 @@ from genenv.rewards import make_reward
 from genenv.rewards.clip import PromptScore
 from genenv.rollout import schedule_actions, schedule_actor
 from genenv.schedules import handcrafted
-from genenv.tiers import load_part, tier_of
+from genenv.tiers import PUBLISHED, load_part, tier_of
 from genenv.zoo.scorers import CORRUPTIONS, corrupt, like
 from genenv.zoo.training import Labelled, random_schedules
 
@@ -110,7 +110,7 @@ def card(folder: Path, contents: Contents, seconds: Mapping[str, int]) -> str:
         for num_steps in generator.num_steps:
             for off in (False, True):
                 title = generator.name if num_steps is None else f"{generator.name}, {num_steps} steps"
-                title += ", guidance off" if off else ", hand-crafted"
+                title += ", published" + (", guidance off" if off else "")
                 rows.append((title, _generated(folder, generator.env_id, num_steps, off)))
     table = "\n".join(f"| {name} | " + " | ".join(_cell(r, m) for m in CARD) + " |" for name, r in rows)
     halves = judge.halves()
@@ -148,8 +148,9 @@ def _preferences(scorer: PromptScore, held_out: Labelled, backbone: str) -> str:
 
 
 def _generated(folder: Path, env_id: str, num_steps: int | None, off: bool) -> list[dict[str, float]]:
-    """Returns the metrics of each evaluation seed under the hand-crafted schedule, with or without its guidance."""
-    kwargs = {"backbone": str(folder), "num_steps": num_steps, "action_mode": "physical"}
+    """Returns the metrics of each evaluation seed under the published schedule, with or without its guidance."""
+    kwargs: dict[str, Any] = {"backbone": str(folder), "num_steps": num_steps, "schedule": PUBLISHED}
+    kwargs["action_mode"] = "physical"
     evaluator = Evaluator(env_id, kwargs, NUM_IMAGES)
     params = schedule_actions(evaluator.env).params
     schedule = handcrafted(params)

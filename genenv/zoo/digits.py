@@ -320,7 +320,7 @@ digit), and on MaskGIT's images under random schedules.
 The floor of FID is what real images score among themselves: one random half against the other,
 {halves:.2f} ± {spread:.2f} (10 splits of 898 and 899 images; the value falls with the number of images).
 
-Of the shipped weights: at 16 steps (VAR, LlamaGen and VQGAN have their own number) the hand-crafted schedule stays
+Of the shipped weights: at 16 steps (VAR, LlamaGen and VQGAN have their own number) the published schedule stays
 within twice that floor for VAR, LlamaGen and VQGAN, and for DiT and SiT with guidance off: their guidance was published
 for ImageNet, and costs diversity here. VQGAN published none; ours is small, and costs some all the same. MaskGIT
 does not come as near with either. Its confidence picks typical digits, the more so the more

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genenv.rollout import run_episode
+from genenv.tiers import PUBLISHED
 
 Model = TypeVar("Model", bound=nn.Module)
 Progress = Callable[[int, int, float], None]
@@ -127,9 +128,14 @@ def without_some(labels: Tensor, share: float, null: int) -> Tensor:
 
 
 def random_schedules(backbone: str, generator: torch.Generator, num_images: int) -> Labelled:
-    """Returns images of the backbone's MaskGIT under schedules drawn uniformly from the action box."""
+    """Returns images of the backbone's MaskGIT under schedules drawn uniformly around the published one."""
     env = gym.make_vec(
-        "AdaGen/MaskGIT-v0", num_envs=1024, backbone=backbone, reward="none", autoreset_mode="Disabled"
+        "AdaGen/MaskGIT-v0",
+        num_envs=1024,
+        backbone=backbone,
+        schedule=PUBLISHED,
+        reward="none",
+        autoreset_mode="Disabled",
     )
     shape = env.action_space.shape
     assert shape is not None

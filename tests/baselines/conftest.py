@@ -30,10 +30,10 @@ class FadedDigits:
     stochastic = False
     fields = {"exposure": Field((1,), torch.float32, -10.0, 10.0)}  # noqa: RUF012
 
-    def __init__(self):
+    def __init__(self, guidance=1.0):
         self.params = (
             ScheduleParam("brightness", UNIT, constant(0.5, self.horizon), span=2.0),
-            ScheduleParam("guidance_weight", POSITIVE, linear_rise(1.0, self.horizon)),
+            ScheduleParam("guidance_weight", POSITIVE, linear_rise(guidance, self.horizon)),
         )
         images, labels = digits()
         self.digits = images[labels.argsort(stable=True)]
@@ -72,8 +72,8 @@ class FadedDigits:
         return {}
 
 
-def make_sampler(**kwargs):
-    return FadedDigits()
+def make_sampler(guidance=1.0, **kwargs):
+    return FadedDigits(guidance)
 
 
 def make_brightness(backbone, device):

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 import genenv
-from baselines import random, sb3, search, static
+from baselines import oracle, random, sb3, search, static
 from baselines.common import (
     Result,
     StaticSchedules,
@@ -142,17 +142,13 @@ IDS = ", ".join(genenv.env_ids())
         ),
         (static, "--seeds -1", "seeds must be different whole numbers from 0 on, such as 0 1 2, got (-1,)"),
         (static, "--num-images 0", "num_images must be finite and at least 1, got 0"),
-        (static, "--step 0", "step must be finite and above 0, got 0.0"),
-        (static, "--step nan", "step must be finite and above 0, got nan"),
-        (static, "--step inf", "step must be finite and above 0, got inf"),
-        (static, "--step 1e-12", "step must give a grid of at most 1000 values up to 3.0, got 1e-12"),
-        (static, "--largest -1", "largest must be finite and at least 0, got -1.0"),
-        (static, "--largest nan", "largest must be finite and at least 0, got nan"),
-        (static, "--largest 1e300", "step must give a grid of at most 1000 values up to 1e+300, got 0.25"),
         (static, "--tuning-images 1", "tuning_images must be finite and at least 2, got 1"),
-        (static, f"--env-id {TOKENS}", "but the actions are tokens, which have none"),
+        (static, f"--env-id {TOKENS}", "are no schedule but TokenActions: they have no parameters"),
         (search, f"--env-id {TOKENS}", "but the actions are tokens, which have none"),
-        (search, "--budget 10", "budget must be at least 4304 images for one generation, got 10"),
+        (search, "--budget 10", "budget must be at least 4304 images for one round, got 10"),
+        (search, "--algorithm gp --budget 10", "budget must be at least 2192 images for one round, got 10"),
+        (oracle, "--candidates 1", "candidates must be finite and at least 2, got 1"),
+        (oracle, "--std 0", "std must be finite and above 0, got 0.0"),
         (search, "--popsize 1", "popsize must be finite and at least 2, got 1"),
         (search, "--sigma nan", "sigma must be finite and above 0, got nan"),
         (search, "--sigma 0", "sigma must be finite and above 0, got 0.0"),

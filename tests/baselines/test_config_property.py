@@ -9,7 +9,7 @@ import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines import sb3, search, static
+from baselines import oracle, sb3, search, static
 from baselines.common import Task
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
@@ -30,16 +30,23 @@ TASK = {
 }
 
 
-@st.composite
-def guided(draw):
-    """Returns legal fields of the grid."""
-    largest = draw(st.floats(0, 1e9))
-    return {
-        "only": draw(st.sampled_from([None, "hand-crafted", "tuned"])),
-        "largest": largest,
-        "step": draw(st.floats(max(largest / 900, 1e-9), allow_infinity=False)),
-        "tuning_images": draw(st.integers(2)),
+grids = st.dictionaries(
+    texts, st.lists(st.none() | st.integers() | texts, min_size=1, max_size=3), max_size=3
+)
+tuned = st.fixed_dictionaries(
+    {
+        "only": st.sampled_from([None, "hand-crafted", "published", "tuned"]),
+        "settings": grids,
+        "tuning_images": st.integers(2),
     }
+)
+asked = st.fixed_dictionaries(
+    {
+        "candidates": st.integers(2),
+        "std": above_zero,
+        "by": st.lists(st.sampled_from(["adversarial", "clip", "nearest-real"]), min_size=1).map(tuple),
+    }
+)
 
 
 @st.composite
@@ -52,7 +59,8 @@ def searched(draw):
     return sizes | {
         "budget": draw(st.integers(least)),
         "sigma": draw(above_zero),
-        "objective": draw(st.sampled_from(["reward_features", "judge"])),
+        "algorithm": draw(st.sampled_from(["cma", "gp"])),
+        "objective": draw(st.sampled_from(["reward_features", "judge", "adversarial"])),
         "batch_size": draw(st.integers(1)),
     }
 
@@ -81,8 +89,14 @@ def words(config):
 
 @pytest.mark.parametrize(
     ("kind", "own"),
-    [(Task, st.just({})), (static.Config, guided()), (search.Config, searched()), (sb3.Config, trained)],
-    ids=["random", "static", "search", "sb3"],
+    [
+        (Task, st.just({})),
+        (static.Config, tuned),
+        (oracle.Config, asked),
+        (search.Config, searched()),
+        (sb3.Config, trained),
+    ],
+    ids=["random", "static", "oracle", "search", "sb3"],
 )
 @settings(max_examples=40)
 @given(data=st.data())

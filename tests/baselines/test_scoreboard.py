@@ -122,6 +122,34 @@ def test_another_task_has_a_table_of_its_own(tmp_path, other):
     assert table.count("| good | ") == table.count("| method |") == 2
 
 
+def test_another_hand_crafted_schedule_is_the_same_task_but_not_another_generator_s_guidance(tmp_path):
+    kwargs = {"guidance_weight": 0.5, "schedule": "published", "token_temperature": 1.1}
+    file = written(tmp_path, result("a", 0, 1.0), result("b", 0, 2.0, **kwargs))
+    assert len({row.task for row in collect([file])}) == 1
+    constant = [result(m, 0, 1.0, "ART/Clock-v0", guidance_weight=w) for m, w in (("a", 0.0), ("b", 0.5))]
+    assert len({row.task for row in collect([written(tmp_path, *constant)])}) == 2
+
+
+def test_a_score_is_0_of_random_actions_and_1_of_the_hand_crafted_schedule(tmp_path):
+    rows = [result("random", 0, 4.0), result("random", 1, 6.0), result("hand-crafted", 0, 3.0)]
+    more = [result("good", 0, 2.0), result("good", 1, 1.0), result("bad", 0, 6.0)]
+    lines = markdown(collect([written(tmp_path, *rows, *more)])).splitlines()
+    heads, *found = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    column = heads.index("score")
+    assert {cells[0]: cells[column] for cells in found} == {
+        "random": "0.00",
+        "hand-crafted": "1.00",
+        "good": "1.75",
+        "bad": "-0.50",
+    }
+
+
+@pytest.mark.parametrize("names", [("random", "good"), ("hand-crafted", "good"), ("random", "hand-crafted")])
+def test_there_is_no_score_where_it_has_no_two_ends(tmp_path, names):
+    table = markdown(collect([written(tmp_path, *(result(name, 0, 2.0) for name in names))]))
+    assert "score" not in table
+
+
 def test_the_number_of_steps_is_said_by_the_decisions(tmp_path):
     """VAR's None is its own 4 scales."""
     file = written(tmp_path, result("a", 0, 1.0, num_steps=None), result("b", 0, 1.0, num_steps=4))

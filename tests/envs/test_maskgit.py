@@ -3,7 +3,7 @@ import torch
 from oracles import maskgit_decision
 
 from genenv.conditions import Labels
-from genenv.envs.maskgit import MaskGITSampler, schedule
+from genenv.envs.maskgit import MaskGITSampler, schedule_params
 from genenv.rng import BatchRng, gumbel
 
 GRID, CODES, CLASSES, DIM, HORIZON = 4, 12, 3, 8, 5
@@ -30,7 +30,7 @@ def make(needs_features=False, horizon=HORIZON):
     sampler = MaskGITSampler(
         network,
         lambda tokens: tokens[:, None] / CODES,
-        schedule(horizon, guidance_weight=2.0),
+        schedule_params(horizon, guidance_weight=2.0),
         grid_size=GRID,
         codebook_size=CODES,
         condition=Labels(CLASSES),

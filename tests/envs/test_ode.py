@@ -22,7 +22,7 @@ needs_parity = pytest.mark.skipif(
 )
 CLASSES, DIM, STEPS = 3, 8, 6
 PATHS = {"vp": VPLinear(), "linear": LinearPath()}
-SCHEDULES = {"vp": diffusion.schedule, "linear": flow.schedule}
+SCHEDULES = {"vp": diffusion.schedule_params, "linear": flow.schedule_params}
 every_path = pytest.mark.parametrize("path", PATHS)
 every_solver = pytest.mark.parametrize("solver", SOLVERS)
 
@@ -254,7 +254,7 @@ def test_the_start_is_standard_normal_noise_of_each_seed():
     ("paradigm", "first", "last", "weight"), [(diffusion, 0.9, 0.01, 1.0), (flow, 0.01, 0.99, 1.5)]
 )
 def test_an_action_of_zero_is_the_hand_crafted_schedule(paradigm, first, last, weight):
-    decoder = ScheduleActions(paradigm.schedule(17))
+    decoder = ScheduleActions(paradigm.schedule_params(17))
     values = [decoder(torch.zeros(1, 2), t) for t in range(17)]
     expected = torch.linspace(first, last, 17, dtype=torch.float64)
     assert [value["time"].item() for value in values] == expected.tolist()
@@ -371,7 +371,7 @@ def test_sits_own_times_are_the_grid_of_flow_time():
 
 @pytest.mark.parametrize(("solver", "calls"), [("euler", 8), ("dpmpp2m", 8), ("dpm2s", 8), ("heun", 7)])
 def test_the_last_step_of_a_grid_is_eulers(solver, calls):
-    env, episode = on_grid("AdaGen/SiT-v0", solver=solver, grid="cosine", num_steps=8)
+    env, episode = on_grid("AdaGen/SiT-v0", solver=solver, grid="cosine", num_steps=8, guidance_weight=1.5)
     assert env.state.calls.tolist() == [2 * calls] * 4
     assert episode.images.isfinite().all()
     last = episode.diagnostics["time"][-2].double()

@@ -7,7 +7,14 @@ from genenv.actions import ScheduleActions
 from genenv.closed_loop import closed_loop as plain_loop
 from genenv.conditions import Labels
 from genenv.envs import raster_ar
-from genenv.envs.raster_ar import LLAMAGEN, RasterSampler, Settings, make_sampler, num_decisions, schedule
+from genenv.envs.raster_ar import (
+    LLAMAGEN,
+    RasterSampler,
+    Settings,
+    make_sampler,
+    num_decisions,
+    schedule_params,
+)
 from genenv.models.digits_vq import DigitsVQ
 from genenv.models.llamagen import LlamaGenTransformer
 from genenv.rng import BatchRng
@@ -37,7 +44,7 @@ def make(needs_features=False, horizon=HORIZON, has_guidance=True):
         read,
         network.new_cache,
         lambda tokens: tokens[:, None] / CODES,
-        schedule(horizon, CODES, has_guidance=has_guidance),
+        schedule_params(horizon, CODES, has_guidance=has_guidance),
         grid_size=GRID,
         codebook_size=CODES,
         condition=Labels(CLASSES),
@@ -194,15 +201,15 @@ def test_without_a_null_class_the_plain_loop_agrees(separate):
 @pytest.mark.parametrize("weight", [1.5, -0.5, float("nan")])
 def test_guidance_without_a_null_class_is_refused_by_name(weight):
     with pytest.raises(ValueError, match=rf"guidance_weight must be 0 or None .* a null class, got {weight}"):
-        schedule(4, CODES, Settings(guidance_weight=weight), has_guidance=False)
+        schedule_params(4, CODES, Settings(guidance_weight=weight), has_guidance=False)
     for off in (0, 0.0, None):
-        params = schedule(4, CODES, Settings(guidance_weight=off), has_guidance=False)
+        params = schedule_params(4, CODES, Settings(guidance_weight=off), has_guidance=False)
         assert [param.name for param in params] == ["token_temperature", "top_k", "top_p"]
 
 
 @pytest.mark.parametrize(("published", "expected"), [(5, 5), (CODES, CODES), (600, CODES)])
 def test_a_published_top_k_keeps_at_most_all_tokens(published, expected):
-    params = schedule(3, CODES, usual=dataclasses.replace(LLAMAGEN, top_k=published))
+    params = schedule_params(3, CODES, usual=dataclasses.replace(LLAMAGEN, top_k=published))
     assert params[1].static.tolist() == [expected] * 3
 
 
@@ -327,7 +334,7 @@ def test_the_filters_follow_the_temperature():
 
 
 def test_the_hand_crafted_schedule_is_plain_guided_sampling():
-    params = schedule(4, codebook_size=CODES)
+    params = schedule_params(4, codebook_size=CODES)
     assert [p.name for p in params] == ["token_temperature", "top_k", "top_p", "guidance_weight"]
     static = ScheduleActions(params)(torch.zeros(2, 4), 0)
     assert {name: value.tolist() for name, value in static.items()} == {
@@ -343,7 +350,7 @@ def test_the_hand_crafted_schedule_is_plain_guided_sampling():
 
 
 def test_the_top_k_range_is_inverted_by_its_inverse():
-    bijector = schedule(1, codebook_size=CODES)[1].bijector
+    bijector = schedule_params(1, codebook_size=CODES)[1].bijector
     x = torch.linspace(-3, 3, 7, dtype=torch.float64)
     torch.testing.assert_close(bijector.inverse(bijector.forward(x)), x)
 

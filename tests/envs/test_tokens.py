@@ -195,6 +195,7 @@ def test_drawing_from_the_logits_makes_the_images_of_the_schedules_environment(n
     env = make(network=network, guidance_weight=weight, observe=["logits"])
     episode = run_episode(env, generator_policy(env), seed=5)
     settings = {"tokens_per_decision": 1, "guidance_weight": weight, "top_k": 0, "top_p": 1}
+    settings["schedule"] = "published"
     raster = unwrapped(gym.make_vec(RASTER[network], num_envs=5, reward="none", **settings))
     rng = unwrapped(env).rng
     state = raster.sampler.start(episode.context, rng)

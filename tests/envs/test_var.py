@@ -6,7 +6,7 @@ from oracles import var_token
 
 from genenv.actions import ScheduleActions
 from genenv.envs import var
-from genenv.envs.var import TOP_K_RULES, VARSampler, resize, schedule
+from genenv.envs.var import TOP_K_RULES, VARSampler, resize, schedule_params
 from genenv.models.digits_msvq import DigitsMSVQ
 from genenv.models.var import VARTransformer
 from genenv.parity.fixture import Fixture
@@ -34,7 +34,7 @@ def make(needs_features=False, **kwargs):
     transformer.register_forward_hook(
         lambda module, inputs, outputs: calls.append(tuple(outputs[0].shape[:2]))
     )
-    params = schedule(HORIZON, CODES)
+    params = schedule_params(HORIZON, CODES)
     return VARSampler(transformer, tokenizer, params, needs_features=needs_features, **kwargs), calls
 
 
@@ -269,7 +269,7 @@ def test_every_state_has_an_image_and_a_share_of_scales_to_come():
 
 
 def test_an_action_of_zero_is_the_hand_crafted_schedule():
-    decoder = ScheduleActions(schedule(10, 4096))
+    decoder = ScheduleActions(schedule_params(10, 4096))
     for t in range(10):
         values = {name: value.tolist() for name, value in decoder(torch.zeros(2, 4), t).items()}
         assert values == {
@@ -281,7 +281,7 @@ def test_an_action_of_zero_is_the_hand_crafted_schedule():
 
 
 def test_no_action_leaves_the_range_of_a_parameter():
-    decoder = ScheduleActions(schedule(4, CODES))
+    decoder = ScheduleActions(schedule_params(4, CODES))
     for value in (-30.0, 30.0):
         values = decoder(torch.full((1, 4), value), 0)
         assert 0 <= values["top_k"].item() <= CODES
@@ -296,6 +296,7 @@ def test_the_number_of_decisions_is_that_of_the_scales(monkeypatch, num_steps):
     parts = {"var": sampler.transformer, "msvq": sampler.tokenizer}
     monkeypatch.setattr(var, "load_part", lambda part, backbone: parts[part])
     arguments = {"device": "cpu", "dtype": torch.float32, "needs_features": False, "compile": False}
+    arguments["schedule"] = "published"
     made = var.make_sampler("digits", num_steps, **arguments)
     assert (made.horizon, made.num_contexts, made.image_shape) == (4, CLASSES, (1, 8, 8))
     with pytest.raises(ValueError, match=r"num_steps must be 4, the scales of backbone 'digits', .* got 5"):
@@ -312,7 +313,7 @@ def test_a_single_scale_is_not_guided():
     transformer = VARTransformer((2,), CODES, 4, 16, 2, 2, num_classes=CLASSES).eval().requires_grad_(False)
     tokenizer = DigitsMSVQ(width=4, z_channels=4, vocab_size=CODES).eval().requires_grad_(False)
     tokenizer.quantize.patch_nums = (2,)
-    sampler = VARSampler(transformer, tokenizer, schedule(1, CODES), needs_features=True)
+    sampler = VARSampler(transformer, tokenizer, schedule_params(1, CODES), needs_features=True)
     state, _ = start(sampler, 3)
     guided = sampler.guided_logits(state, torch.full((3,), 2.0))
     assert torch.equal(guided, state.prediction.conditional)

@@ -19,6 +19,7 @@ def make(num_envs, reward):
         num_steps=STEPS,
         reward=reward,
         contexts="cycle",
+        schedule="published",
         autoreset_mode="Disabled",
     )
 

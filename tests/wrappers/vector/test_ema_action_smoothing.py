@@ -70,7 +70,7 @@ def test_a_reset_in_mid_episode_forgets_the_average():
 @pytest.mark.parametrize("decay", [0.4, 0.8])
 def test_smoothing_equals_the_published_order(decay):
     """AdaGen adds an inversely smoothed residual to the action, smooths the sum, and applies the bijector."""
-    env = make(smoothing=decay, num_steps=6)
+    env = make(smoothing=decay, num_steps=6, schedule="published")
     params = unwrapped(env).sampler.params
     actions = random_actions(6)
     env.reset(seed=0)

@@ -12,7 +12,7 @@ ENV_ID = "AdaGen/MaskGIT-v0"
 
 
 def make(**kwargs):
-    return gym.make_vec(ENV_ID, num_envs=3, **({"reward": "none"} | kwargs))
+    return gym.make_vec(ENV_ID, num_envs=3, **({"reward": "none", "schedule": "published"} | kwargs))
 
 
 @pytest.mark.parametrize("output", ["torch", "numpy"])
@@ -28,7 +28,7 @@ def test_every_decision_is_charged_and_a_reset_is_free(mode, output):
 
 
 def test_the_single_twin_charges_alike():
-    env = wrappers.RunningCost(gym.make(ENV_ID, reward="none"), "nfe", weight=0.25)
+    env = wrappers.RunningCost(gym.make(ENV_ID, reward="none", schedule="published"), "nfe", weight=0.25)
     env.reset(seed=0)
     assert [env.step(np.zeros(4, np.float32))[1] for _ in range(4)] == [-0.5, -1.0, -1.5, -2.0]
 
