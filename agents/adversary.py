@@ -8,7 +8,7 @@ import torch
 
 from agents import processes
 from agents.loop import check_finite
-from genenv.distributed import sum_over_ranks
+from genenv.distributed import gather, sum_over_ranks
 from genenv.rewards.adversarial import AdversarialReward
 from genenv.rollout import Episode
 from genenv.tiers import Tier
@@ -54,7 +54,7 @@ class Adversary:
         own, choice = processes.own(number), torch.randperm(number, generator=self.generator)
         choice = choice[: self.config.discriminator_batch]
         device = episode.context.device
-        real = self.tier.real_like(processes.gather(episode.context)[choice.to(device)], self.generator)
+        real = self.tier.real_like(gather(episode.context)[0][choice.to(device)], self.generator)
         chosen = (choice >= own.start) & (choice < own.stop)
         mine = (choice[chosen] - own.start).to(device)
         loss = self.reward.loss(episode.images[mine], real[chosen.to(device)], episode.context[mine]) * (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agents import processes
+from genenv.distributed import gather
 
 
 class ContextStatistics:
@@ -30,7 +31,7 @@ class ContextStatistics:
 
         With several processes each has its own images, and all remember those of all.
         """
-        new, of = processes.gather(reward.double()).cpu(), processes.gather(context).cpu()
+        new, of = (gather(each)[0].cpu() for each in (reward.double(), context))
         size = self.memory.shape[1]
         for name in of.unique().tolist():
             found = new[of == name][-size:]

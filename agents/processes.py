@@ -102,19 +102,6 @@ def standardise(values: Tensor) -> Tensor:
     return (centred / (variance.sqrt() + 1e-8)).to(values.dtype)
 
 
-def gather(values: Tensor) -> Tensor:
-    """Returns the tensors of all processes, joined along the first axis; they may differ in length."""
-    if num_ranks() == 1:
-        return values
-    lengths = [torch.zeros((), dtype=torch.int64, device=values.device) for _ in range(num_ranks())]
-    distributed.all_gather(lengths, torch.tensor(len(values), device=values.device))
-    longest = max(int(length) for length in lengths)
-    padded = torch.cat([values, values.new_zeros(longest - len(values), *values.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in range(num_ranks())]
-    distributed.all_gather(parts, padded)
-    return torch.cat([part[: int(length)] for part, length in zip(parts, lengths, strict=True)])
-
-
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replaces gradients by their sums over the processes; a parameter that has none counts as zero.
 

@@ -10,6 +10,7 @@ from torch.multiprocessing import start_processes
 
 from genenv.distributed import num_ranks, sum_over_ranks
 from genenv.rewards.loo_fid import LeaveOneOutFID
+from genenv.rewards.mixture import Mixture
 
 
 class Pixels:
@@ -27,6 +28,15 @@ def reward():
     return LeaveOneOutFID(Pixels(), (torch.zeros(4), torch.ones(4)), half_life=8.0)
 
 
+def context():
+    return torch.arange(12) % 3
+
+
+def mixture():
+    """Standardises among images of a context, which both processes have."""
+    return Mixture({"loo": reward(), "mean": lambda images, context: images.mean((1, 2, 3))}, normalise=True)
+
+
 def test_a_lone_process_keeps_its_own():
     value = torch.ones(2)
     assert num_ranks() == 1
@@ -38,7 +48,8 @@ def _process(rank, folder):
     own = images().split([4, 8])[rank]  # unequal parts
     judge = reward()
     paid = [judge(own, None) for _ in range(2)]
-    torch.save({"paid": paid, "ranks": num_ranks()}, f"{folder}/{rank}.pt")
+    mixed = mixture().judge(own, context().split([4, 8])[rank])[0]
+    torch.save({"paid": paid, "mixed": mixed, "ranks": num_ranks()}, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -52,6 +63,8 @@ def test_two_processes_do_what_one_does_with_all_images(tmp_path):
     for call in range(2):
         together = torch.cat([part["paid"][call] for part in found])
         torch.testing.assert_close(together, judge(images(), None))
+    mixed = torch.cat([part["mixed"] for part in found])
+    torch.testing.assert_close(mixed, mixture().judge(images(), context())[0])
 
 
 if __name__ == "__main__":  # a fork each, which has the libraries already

@@ -131,7 +131,7 @@ def test_a_new_tier_is_judged_and_paid(make):
     assert found["fid"] == pytest.approx(0.0, abs=1e-4)
     assert found.keys() >= {"kid", "precision", "recall", "accuracy", "inception_score"}
     assert Judge(folder).extractor.protocol == "toy"
-    assert available(folder) == ["brightness", "classifier", "fid", "loo_fid", "png_size"]
+    assert available(folder) == ["brightness", "classifier", "fid", "loo_fid", "loo_fid_full", "png_size"]
     for name in available(folder):
         assert make_reward(name, folder, "cpu")(images, labels).shape == (60,)
     paid = make_reward("default", folder, "cpu")

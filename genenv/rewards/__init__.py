@@ -48,6 +48,7 @@ REWARDS = {
     "hpsv2": Named("genenv.rewards.clip:make_hpsv2", _has_scorer("hpsv2")),
     "hpsv2.0": Named("genenv.rewards.clip:make_hpsv2_0", _has_scorer("hpsv2.0")),
     "loo_fid": Named("genenv.rewards.loo_fid:make", _has_features),
+    "loo_fid_full": Named("genenv.rewards.loo_fid:make_full", _has_part("reward_features")),
     "pickscore": Named("genenv.rewards.clip:make_pickscore", _has_scorer("pickscore")),
     "png_size": Named("genenv.rewards.png_size:make"),
 }

@@ -202,3 +202,11 @@ def make(backbone: str, device: str) -> LeaveOneOutFID:
     """Returns the diagonal reward on the features of `genenv.rewards.features.reward_features`."""
     extractor, mean, covariance = reward_features(backbone, device)
     return LeaveOneOutFID(extractor, (mean, covariance.diagonal().sqrt()))
+
+
+def make_full(backbone: str, device: str) -> LeaveOneOutFID:
+    """Returns the reward with the full covariance, whose many moments remember four times as many images."""
+    extractor, mean, covariance = reward_features(backbone, device)
+    reward = LeaveOneOutFID(extractor, (mean, covariance), half_life=1024.0)
+    reward.name = "loo_fid_full"
+    return reward

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genenv.distributed import gather
 from genenv.protocols import Context, ForgetfulReward, Reward, StatefulReward
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -25,7 +26,8 @@ class Mixture:
         rewards: {name: reward}.
         weights: {name: weight}; 1 for names that are left out.
         normalise: standardise each component among the images of a group before it is weighed, as GRPO does, so that
-            the weights hold whatever the components' scales are.
+            the weights hold whatever the components' scales are. With several processes a group's images are those of
+            all.
 
     Raises:
         ValueError: if a weight names no reward, or is not finite in float32.
@@ -75,7 +77,10 @@ class Mixture:
         """
         parts = {name: _paid(name, reward(images, context), images) for name, reward in self.rewards.items()}
         given = torch.stack([*parts.values()])  # (components, N)
-        values = standardise_groups(given, context if group is None else group) if self.normalise else given
+        values = given
+        if self.normalise:
+            (everyone, own), (groups, _) = gather(given.T), gather(context if group is None else group)
+            values = standardise_groups(everyone.T, groups)[:, own]
         weighted = [weight * value for weight, value in zip(self.weights.values(), values, strict=True)]
         total = torch.stack(weighted).sum(0)
         if not bool(given.isfinite().all() & total.isfinite().all()):  # one wait for the device

@@ -13,6 +13,7 @@ from torch import distributed, nn
 from torch.multiprocessing import start_processes
 
 from agents import processes
+from genenv.distributed import gather
 
 ROOT = Path(__file__).parents[2]
 VALUES = torch.tensor([3.0, -1.0, 2.0, 7.0, 0.5])
@@ -39,7 +40,7 @@ def found():
         "own": list(own),
         "mean": processes.mean(values),
         "standardised": processes.standardise(values),
-        "gathered": processes.gather(values),
+        "gathered": gather(values)[0],
         "gradient": model[0].weight.grad,
         "first": processes.is_first(),
     }

@@ -33,6 +33,7 @@ TYPES = {
     "fid": FIDReward,
     "hpsv2": PromptScore,
     "loo_fid": LeaveOneOutFID,
+    "loo_fid_full": LeaveOneOutFID,
     "png_size": PNGSize,
 }
 WEIGHTS = {"loo_fid": 0.5, "classifier": 2.0}
