@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from agents import chunks, policy, processes, results, runs
 from agents.adversary import Adversary
@@ -20,9 +22,12 @@ from agents.command_line import main
 from agents.console import say
 from agents.loop import Parts, Stateful, check_finite, learn
 from agents.losses import gaussian_log_prob, ppo_policy_loss
-from agents.policy import OBSERVE, Networks, PolicyActor, make_network, make_reward, training_env
+from agents.policy import OBSERVE, Networks, make_network, make_reward, training_env
 from genenv.distributed import sum_over_ranks
-from genenv.evaluation import Evaluator
+from genenv.evaluation import Evaluation, Evaluator
+from genenv.make import has_own_schedule
+from genenv.models.policy import PolicyBackbone
+from genenv.policies import PolicyActor, save_policy
 from genenv.protocols import Decision, Observation
 from genenv.ranges import (
     ABOVE_ZERO,
@@ -41,8 +46,13 @@ from genenv.rewards.classifier import make as make_classifier_reward
 from genenv.rewards.mixture import as_mixture
 from genenv.rng import MAX_SEED, Purpose, training_seed
 from genenv.rollout import Episode, schedule_actions, static_actor
-from genenv.tiers import tier_of
+from genenv.tiers import PUBLISHED, tier_of
 from genenv.vector_env import unwrapped
+
+POLICY = "policy.safetensors"
+"""The trained policy in a run directory, for `genenv.load_policy`."""
+LOWEST_RATE, LOWEST_STD = 0.02, 0.25
+"""What annealing ends at, in parts of the learning rate and of the exploration noise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +71,11 @@ class Config:
     """Generation steps of each image."""
     smoothing: Annotated[float, FRACTION] = 0.0
     """Decay of the moving average over actions; the paper smooths where T > 10."""
-    reward: str = "adversarial"
-    """What the policy maximises: a reward's name, or JSON such as '{"hpsv2": 1.0, "loo_fid": 2.0}' for a mixture.
-    "adversarial" is a discriminator that learns in turn; every other reward stays as it is."""
+    schedule: str | None = None
+    """The hand-crafted schedule that a policy starts from: "published", or by default the tier's own."""
+    reward: str = '{"adversarial": 1.0, "loo_fid_full": 2.0, "normalise": true}'
+    """What the policy maximises: a reward's name, or JSON for a mixture, as here. "adversarial" is a discriminator that
+    learns in turn, the published reward; every other one stays as it is."""
     name: str | None = None
     """Of the run, in tables that compare runs; by default the agent's."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
@@ -75,14 +87,25 @@ class Config:
     chunk_size: Annotated[int, AT_LEAST_1] = 256
     """Images at once. It bounds the memory and changes no number; where it is below `num_envs`, each gradient step
     generates its images again to see their features."""
-    num_iterations: Annotated[int, AT_LEAST_1] = 120
+    num_iterations: Annotated[int, AT_LEAST_1] = 200
     """Policy updates."""
     hidden_dim: Annotated[int, Range(4)] = 64
     """Width of policy and critic."""
-    action_std: Annotated[Steps, ABOVE_ZERO] = ((0, 0.4), (60, 0.2))
+    action_std: Annotated[Steps, ABOVE_ZERO] = ((0, 0.2),)
     """Exploration noise: (first iteration, standard deviation in units of the action) in order."""
-    learning_rate: Annotated[Steps, ABOVE_ZERO] = ((0, 1e-3), (60, 3e-4))
+    learning_rate: Annotated[Steps, ABOVE_ZERO] = ((0, 1e-3),)
     """Adam's, for policy and critic: (first iteration, rate) in order."""
+    anneal: bool = True
+    """Let the learning rate fall along a half-cosine over `num_iterations` to a fiftieth, and the noise, evenly in its
+    logarithm, to a quarter."""
+    table_rate: Annotated[float, NOT_NEGATIVE] = 5.0
+    """Learning rate of the policy's table, the part of the schedule that is the same for every image, in parts of the
+    network's; 0 for a policy without one."""
+    adaptive: bool = True
+    """Let the network see the image; else the policy is its table alone, a learned static schedule."""
+    average_decay: Annotated[float, FRACTION] = 0.9
+    """Weight, at each iteration, of the old moving average of the policy's weights, which is evaluated and kept; 0 for
+    the last weights."""
     num_epochs: Annotated[int, AT_LEAST_1] = 5
     """Passes over an iteration's images (K)."""
     num_minibatches: Annotated[int, AT_LEAST_1] = 4
@@ -115,6 +138,23 @@ class Config:
         check(self)
         if self.num_envs < self.num_minibatches:
             raise ValueError(f"num_minibatches must not exceed num_envs, got {self.num_minibatches}")
+        if not self.adaptive and not self.table_rate:
+            raise ValueError("table_rate must be above 0 for a policy that is not adaptive, got 0")
+
+    def learning_rate_at(self, iteration: int) -> float:
+        """Returns the learning rate of an iteration, counted from 0."""
+        rate = value_at(self.learning_rate, iteration)
+        if not self.anneal:
+            return rate
+        return rate * max(LOWEST_RATE, 0.5 + 0.5 * math.cos(math.pi * self._done(iteration)))
+
+    def action_std_at(self, iteration: int) -> float:
+        """Returns the exploration noise of an iteration, counted from 0."""
+        std = value_at(self.action_std, iteration)
+        return std * LOWEST_STD ** self._done(iteration) if self.anneal else std
+
+    def _done(self, iteration: int) -> float:
+        return min(iteration / self.num_iterations, 1.0)
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
@@ -125,12 +165,24 @@ class Config:
             "smoothing": self.smoothing,
             "observe": list(OBSERVE),
             "device": self.device,
+            **({} if self.schedule is None else {"schedule": self.schedule}),
         }
 
 
+FROM_PUBLISHED = Config(
+    schedule=PUBLISHED,
+    reward="adversarial",
+    num_iterations=120,
+    action_std=((0, 0.4), (60, 0.2)),
+    learning_rate=((0, 1e-3), (60, 3e-4)),
+    anneal=False,
+    table_rate=0.0,
+    average_decay=0.0,
+)
 PRESETS = {
     "digits": Config(),
-    "demo": Config(
+    "demo": dataclasses.replace(
+        FROM_PUBLISHED,
         num_iterations=200,
         action_std=((0, 0.4), (100, 0.2)),
         learning_rate=((0, 1e-3), (100, 3e-4)),
@@ -139,9 +191,11 @@ PRESETS = {
     "var": Config(env_id="AdaGen/VAR-v0"),
     "llamagen": Config(env_id="AdaGen/LlamaGen-v0"),
     "vqgan": Config(env_id="AdaGen/VQGAN-v0"),
-    "dit": Config(env_id="AdaGen/DiT-v0", num_steps=8, num_iterations=80),
-    "sit": Config(env_id="AdaGen/SiT-v0", num_steps=8, num_iterations=80),
+    "dit": Config(env_id="AdaGen/DiT-v0", num_steps=8),
+    "sit": Config(env_id="AdaGen/SiT-v0", num_steps=8),
+    "from-published": FROM_PUBLISHED,
     "paper": Config(
+        reward="adversarial",
         num_steps=16,
         smoothing=0.8,
         num_envs=4096,
@@ -149,6 +203,9 @@ PRESETS = {
         hidden_dim=512,
         action_std=((0, 0.6), (500, 0.3)),
         learning_rate=((0, 1e-5),),
+        anneal=False,
+        table_rate=0.0,
+        average_decay=0.0,
         num_epochs=5,
         num_minibatches=1,
         discriminator_steps=5,
@@ -158,8 +215,9 @@ PRESETS = {
         fresh_fakes=True,
     ),
 }
-"""Named configurations: the digits of each paradigm, and the published hyper-parameters (AdaGen and AdaNAT's released
-training code), which go with any `--env-id` that takes their `--num-steps`."""
+"""Named configurations: the digits of each paradigm, all with the same values; the discriminator alone as the reward,
+with the published schedule to start from; and the published hyper-parameters (AdaGen and AdaNAT's code). The last two
+go with any `--env-id` that takes their `--num-steps`."""
 
 
 class Trainer(Parts):
@@ -183,11 +241,11 @@ class Trainer(Parts):
         self.generator = torch.Generator().manual_seed(config.seed % MAX_SEED)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed % MAX_SEED)
-            self.policy = make_network(self.env, config.hidden_dim, self.num_params)
+            self.policy = make_network(
+                self.env, config.hidden_dim, self.num_params, table=config.table_rate > 0
+            )
             self.critic = make_network(self.env, config.hidden_dim, 1)
             self.reward = make_reward(config, self.env, self.generator)
-        if self.reward.normalise and processes.num_ranks() > 1:
-            raise ValueError("a normalised reward compares all images: train it in one process")
         adversarial = self.reward.rewards.get("adversarial")
         self.adversary = (
             Adversary(adversarial, self.tier, config, self.generator)
@@ -200,14 +258,24 @@ class Trainer(Parts):
             first.check_same_task(config)
             self.diversity = first.policy
             self.fidelity_reward = make_classifier_reward(config.backbone, str(self.device))
-        self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=value_at(config.learning_rate, 0))
+        table = [] if self.policy.table is None else [self.policy.table]
+        others = [p for name, p in self.policy.named_parameters() if name != "table" and config.adaptive]
+        self.parameters = [*table, *others, *self.critic.parameters()]
+        groups = [{"params": self.parameters[len(table) :], "rate": 1.0}]
+        if table:
+            groups.append({"params": table, "rate": config.table_rate})
+        self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate_at(0))
+        self.average = None
+        if config.average_decay:
+            self.average = AveragedModel(self.policy, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
+            self.average.update_parameters(self.policy)  # it starts there
 
     @property
     def parts(self) -> dict[str, Stateful | torch.Generator | None]:
         """What training changes, by name."""
         return {
             "policy": self.policy,
+            "average": self.average,
             "critic": self.critic,
             "diversity": self.diversity,
             "reward": self.reward,
@@ -217,8 +285,15 @@ class Trainer(Parts):
         }
 
     def act(self, observation: Observation) -> Tensor:
-        """Returns the policy's mean action (N, A)."""
-        return self.policy(observation)
+        """Returns the mean action (N, A) of the policy that is kept."""
+        return self.kept(observation)
+
+    @property
+    def kept(self) -> PolicyBackbone:
+        """The policy that is evaluated and kept: the moving average of the weights, where there is one."""
+        kept = self.policy if self.average is None else self.average.module
+        assert isinstance(kept, PolicyBackbone)
+        return kept
 
     def step(self) -> dict[str, float]:
         """Runs one iteration: rollout, policy updates, discriminator updates."""
@@ -244,7 +319,7 @@ class Trainer(Parts):
             "images": self.images,
             "reward": processes.mean(reward).item(),
             **{f"reward/{name}": processes.mean(value).item() for name, value in parts.items()},
-            "action_std": value_at(config.action_std, self.iteration - 1),
+            "action_std": config.action_std_at(self.iteration - 1),
             **losses,
         }
 
@@ -256,7 +331,7 @@ class Trainer(Parts):
 
     def _explore(self, observation: Observation) -> Decision:
         """Returns a random action, with what the update asks about the policy's own one."""
-        inner, std = unwrapped(self.env), value_at(self.config.action_std, self.iteration)
+        inner, std = unwrapped(self.env), self.config.action_std_at(self.iteration)
         mean, streams = self.policy(observation), inner.rng
         noise = streams.at(inner.current_step).normal(self.num_params, purpose=Purpose.POLICY)
         own = mean + std * noise.float()
@@ -285,13 +360,13 @@ class Trainer(Parts):
 
         A loss is a sum over the minibatch's decisions, part by part, divided by their number in all processes.
         """
-        config, std = self.config, value_at(self.config.action_std, self.iteration)
+        config, std = self.config, self.config.action_std_at(self.iteration)
         actions, old_log_prob = episode.extras["action"], episode.extras["log_prob"]
         returns = processes.standardise(reward)  # (N,)
         advantage = returns - episode.extras["value"]  # (T, N)
         losses: dict[str, float] = {}
         for group in self.optimiser.param_groups:
-            group["lr"] = value_at(config.learning_rate, self.iteration)
+            group["lr"] = group["rate"] * config.learning_rate_at(self.iteration)
         for _ in range(config.num_epochs):
             # Decisions of one image share their return: mixed well, a minibatch holds more images.
             order = torch.randperm(len(actions) * config.num_envs, generator=self.generator)
@@ -312,6 +387,8 @@ class Trainer(Parts):
                 check_finite(losses)
                 self.optimiser.step()
         check_finite(dict(self.policy.named_parameters()))
+        if self.average is not None:
+            self.average.update_parameters(self.policy)
         return losses
 
     def needs(self) -> str:
@@ -348,6 +425,7 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
         handcrafted = run.evaluated_once(
             lambda: evaluate(static_actor(evaluator.env), what="the hand-crafted schedule")
         )
+        start, others = _compared(config, run)
         learned = learn(
             trainer,
             run,
@@ -359,6 +437,8 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
         processes.stop()
         if handcrafted is None or learned is None:
             return None
+        env_id = config.env_id.rpartition(":")[2]
+        save_policy(trainer.kept, env_id, config.env_kwargs, out / POLICY, run.command)
         # The second policy of a fidelity run is paid by the classifier where it acts alone, as here.
         reward = trainer.reward if trainer.diversity is None else as_mixture(trainer.fidelity_reward)
         return results.finish(
@@ -370,7 +450,29 @@ def train(config: Config, out: Path, resume: bool = False) -> results.RunResult 
             floor=evaluator.floor(),
             images=trainer.images,
             seconds=trainer.seconds,
+            names=(start, results.NAMES[1]),
+            others=others,
         )
+
+
+def _compared(config: Config, run: runs.Run) -> tuple[str, dict[str, Evaluation]]:
+    """Returns what the schedule is called that a run starts from, and the evaluation of the other hand-crafted one.
+
+    There are two where the tier has one of its own beside the published one.
+    """
+    kwargs = {name: value for name, value in config.env_kwargs.items() if name != "schedule"}
+    if not has_own_schedule(config.env_id, kwargs):
+        return results.NAMES[0], {}
+    names = {None: results.NAMES[0], PUBLISHED: PUBLISHED}
+    other = PUBLISHED if config.schedule is None else None
+
+    def evaluate() -> Evaluation:
+        evaluator = Evaluator(config.env_id, kwargs | {"schedule": other}, config.eval_images)
+        what = f"the {names[other]} schedule"
+        return evaluator.repetition(static_actor(evaluator.env), config.seed, what)
+
+    found = run.evaluated_once(evaluate, "other")
+    return names[config.schedule], {} if found is None else {names[other]: found}
 
 
 def load_networks(run_dir: Path | str, device: str = "cpu", trust_modules: bool = False) -> Networks[Config]:

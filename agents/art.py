@@ -35,11 +35,12 @@ from agents.command_line import main
 from agents.console import say
 from agents.loop import Parts, Stateful, check_finite, learn
 from agents.losses import gaussian_log_prob, traced
-from agents.policy import PolicyActor, load_run, training_env
+from agents.policy import load_run, training_env
 from genenv.envs.clock import SMALLEST_NORM, ClockSampler, as_clock
 from genenv.evaluation import Evaluator
 from genenv.export import SCHEDULE, read_schedule, schedule_text, write_schedule
 from genenv.grids import named, resampled
+from genenv.policies import PolicyActor
 from genenv.protocols import Decision, Observation
 from genenv.ranges import (
     ABOVE_ZERO,

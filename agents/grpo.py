@@ -40,13 +40,14 @@ from agents import chunks, processes, results, runs
 from agents.command_line import main
 from agents.loop import Parts, Stateful, learn
 from agents.losses import categorical_entropy, gaussian_log_prob, k3, ppo_policy_loss
-from agents.policy import OBSERVE, PolicyActor, load_run, make_network, training_env
+from agents.policy import OBSERVE, averaged, load_run, make_network, training_env
 from agents.tuned import PRECISIONS, add_lora, autocast, plain_state, write_generator
 from genenv import rewards
 from genenv.distributed import sum_over_ranks
 from genenv.envs.tokens import NETWORKS
 from genenv.evaluation import Evaluator
 from genenv.export import GENERATOR
+from genenv.policies import PolicyActor
 from genenv.protocols import Actor, Observation, Reward
 from genenv.ranges import (
     ABOVE_ZERO,
@@ -63,7 +64,7 @@ from genenv.rewards.loo_fid import LeaveOneOutFID
 from genenv.rewards.mixture import Mixture, centre_groups, standardise_groups
 from genenv.rng import MAX_SEED, Purpose
 from genenv.rollout import Episode, default_actor, generator_policy, schedule_actions
-from genenv.tiers import load_part
+from genenv.tiers import PUBLISHED, load_part
 from genenv.vector_env import unwrapped
 
 TOKENS = "PolicyTuning/Tokens-v0"
@@ -110,6 +111,8 @@ class Config:
     """Weights of the generator."""
     network: str = "llamagen"
     """Which of a backbone's token generators; only with tokens."""
+    schedule: str | None = None
+    """The hand-crafted schedule that a policy for a schedule starts from: "published", or by default the tier's own."""
     name: str | None = None
     """Of the run, in tables that compare runs; by default the agent's."""
     seed: Annotated[int, NOT_NEGATIVE] = 0
@@ -224,10 +227,11 @@ class Config:
                 f"entropy_limits must be two rising numbers from 0 on, got {self.entropy_limits}"
             )
         if self.tunes_generator:
-            if self.num_steps is not None:
-                raise ValueError(
-                    f"num_steps must be None with {self.env_id}, whose decisions are tokens, got {self.num_steps}"
-                )
+            for name in ("num_steps", "schedule"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} must be None with {self.env_id}, whose decisions are tokens, got {getattr(self, name)}"
+                    )
             return
         for name in ("guidance_weight", "entropy_weight", "entropy_target", "lora_rank"):
             if getattr(self, name):
@@ -262,7 +266,8 @@ class Config:
         common = {"backbone": self.backbone, "device": self.device}
         if self.tunes_generator:
             return common | {"network": self.network, "observe": ["logits"]}
-        return common | {"num_steps": self.num_steps, "observe": list(OBSERVE)}
+        own = {} if self.schedule is None else {"schedule": self.schedule}
+        return common | {"num_steps": self.num_steps, "observe": list(OBSERVE)} | own
 
 
 PRESETS = {
@@ -270,6 +275,7 @@ PRESETS = {
     "digits-vqgan": Config(network="vqgan"),
     "schedule": Config(
         env_id="AdaGen/MaskGIT-v0",
+        schedule=PUBLISHED,
         num_steps=4,
         entropy_weight=0.0,
         learning_rate=((0, 1e-3),),
@@ -666,9 +672,7 @@ def load_policy(run_dir: Path | str, device: str = "cpu", trust_modules: bool = 
     if config.tunes_generator:
         raise ValueError(f"{run_dir} has tuned a generator: use backbone={str(Path(run_dir) / GENERATOR)!r}")
     network = make_network(env, config.hidden_dim, len(schedule_actions(env).params))
-    prefix = "module."  # of an average's names
-    average = {n.removeprefix(prefix): v for n, v in (state["average"] or {}).items() if n.startswith(prefix)}
-    network.load_state_dict(average or state["network"])
+    network.load_state_dict(averaged(state["average"]) or state["network"])
     return PolicyActor(config.env_id, config.env_kwargs, network.eval().requires_grad_(False))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from agents import runs
 from genenv import rewards
 from genenv.models.policy import PolicyBackbone
+from genenv.policies import PolicyActor
 from genenv.protocols import Observation
 from genenv.registration import defaults
 from genenv.rewards.adversarial import AdversarialReward, discriminator
@@ -47,23 +48,6 @@ C = TypeVar("C", bound=PolicyConfig)
 D = TypeVar("D", bound=runs.RunConfig)
 
 
-class PolicyActor:
-    """A trained policy as an actor: observations to actions (N, A), without exploration.
-
-    Attributes:
-        env_id, env_kwargs: what it was trained on, for `gymnasium.make_vec(env_id, **env_kwargs)`.
-    """
-
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any], act: Callable[[Observation], Tensor]):
-        self.env_id, self.env_kwargs = env_id, env_kwargs
-        self._act = act
-
-    @torch.no_grad()
-    def __call__(self, observation: Observation) -> Tensor:
-        """Returns (N, A)."""
-        return self._act(observation)
-
-
 def training_env(config: runs.RunConfig, num_envs: int, **further: Any) -> gym.vector.VectorEnv:
     """Returns the environment that a run is trained on, which pays nothing: the agent judges whole rollouts.
 
@@ -88,8 +72,16 @@ def training_env(config: runs.RunConfig, num_envs: int, **further: Any) -> gym.v
     )
 
 
-def make_network(env: gym.vector.VectorEnv, hidden_dim: int, num_outputs: int) -> PolicyBackbone:
+def make_network(
+    env: gym.vector.VectorEnv, hidden_dim: int, num_outputs: int, table: bool = False
+) -> PolicyBackbone:
     """Returns an untrained policy or critic for an environment that observes features.
+
+    Args:
+        env: what it acts in.
+        hidden_dim: its width.
+        num_outputs: A, or 1 for a critic.
+        table: whether it holds the part of the schedule that is the same for every image.
 
     Raises:
         ValueError: if the features are no square map.
@@ -106,6 +98,7 @@ def make_network(env: gym.vector.VectorEnv, hidden_dim: int, num_outputs: int) -
         hidden_dim=hidden_dim,
         head_dims=(hidden_dim // 4, 2 * hidden_dim, hidden_dim),
         num_classes=inner.sampler.num_contexts,
+        num_steps=inner.sampler.horizon if table else 0,
     ).to(inner.device)
 
 
@@ -205,7 +198,7 @@ def load_networks(
     config, state, env = load_run(kind, run_dir, device, trust_modules)
 
     def network(weights: dict[str, Tensor]) -> PolicyBackbone:
-        model = make_network(env, config.hidden_dim, len(weights["linear3.bias"]))
+        model = make_network(env, config.hidden_dim, len(weights["linear3.bias"]), table="table" in weights)
         model.load_state_dict(weights)
         return model.eval().requires_grad_(False)
 
@@ -215,4 +208,11 @@ def load_networks(
         return made
 
     diversity = None if state["diversity"] is None else network(state["diversity"])
-    return Networks(run_dir, config, network(state["policy"]), network(state["critic"]), diversity, reward)
+    acting = averaged(state["average"]) or state["policy"]
+    return Networks(run_dir, config, network(acting), network(state["critic"]), diversity, reward)
+
+
+def averaged(state: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """Returns the weights in the state of an `AveragedModel`, under the network's own names; {} where there is none."""
+    prefix = "module."
+    return {n.removeprefix(prefix): v for n, v in (state or {}).items() if n.startswith(prefix)}

@@ -27,6 +27,7 @@ from genenv.metrics.names import SUMMARY
 from genenv.progress import progress
 from genenv.protocols import Context, ForgetfulReward, Reward
 from genenv.ranges import AT_LEAST_1, check
+from genenv.rewards.mixture import Mixture
 from genenv.rng import BatchRng, Stream
 from genenv.states import choose
 from genenv.vector_env import unwrapped
@@ -56,7 +57,7 @@ def refine(
     seed: int,
     stream: Stream = Stream.TRAINING,
 ) -> Refined:
-    """Generates every image of a batch `repeats` times and keeps the one with the highest reward.
+    """Generates every image of a batch `repeats` times and keeps the one with the highest reward (see `alone`).
 
     Each attempt looks ahead: a decision is drawn `candidates` times and goes on from the state that the critic values
     most, the last one from the image with the highest reward. This needs a stochastic transition.
@@ -80,23 +81,25 @@ def refine(
         raise ValueError(f"candidates must be 1 where transitions are deterministic, got {candidates}")
     seeds = torch.arange(seed, seed + env.num_envs, device=inner.device)
     context = inner.contexts.draw(BatchRng(seeds, stream=stream))
+    reward = alone(networks.reward)
     attempts = [
         _lookahead(
             env,
             networks,
+            reward,
             context,
             [BatchRng(seeds, r * candidates + k, stream=stream) for k in range(candidates)],
         )
         for r in range(repeats)
     ]
-    rewards = torch.stack([networks.reward(images, context) for images, _ in attempts])
+    rewards = torch.stack([reward(images, context) for images, _ in attempts])
     images = torch.stack([images for images, _ in attempts])
     chosen = images[rewards.argmax(0), torch.arange(env.num_envs, device=images.device)]
     return Refined(chosen, context, sum(nfe for _, nfe in attempts))
 
 
 def _lookahead(
-    env: VectorEnv, networks: Networks, context: Context, streams: list[BatchRng]
+    env: VectorEnv, networks: Networks, reward: Mixture, context: Context, streams: list[BatchRng]
 ) -> tuple[Tensor, float]:
     """Returns images and the network evaluations spent on each; one candidate for each stream of random numbers."""
     inner, smoothing = unwrapped(env), networks.config.smoothing
@@ -116,7 +119,7 @@ def _lookahead(
         if t + 1 < sampler.horizon:
             values = [networks.critic(_observation(sampler, s, t + 1, context))[:, 0] for s in states]
         else:
-            values = [networks.reward(sampler.decode(s), context) for s in states]
+            values = [reward(sampler.decode(s), context) for s in states]
         state = choose(states, torch.stack(values).argmax(0))
     return sampler.decode(state), nfe
 
@@ -158,9 +161,7 @@ def main(arguments: Arguments) -> None:
     rows = Rows(arguments.out)
     networks = load_networks(arguments.run, trust_modules=arguments.trust_modules)
     config = networks.config
-    comparing = [name for name, reward in networks.reward.rewards.items() if not _judges_alone(reward)]
-    if comparing or networks.reward.normalise:
-        raise ValueError(f"refinement needs a reward that judges each image by itself, got {config.reward}")
+    alone(networks.reward)  # before anything is made
     env = gym.make_vec(
         config.env_id, num_envs=arguments.batch_size, reward="none", contexts="cycle", **config.env_kwargs
     )
@@ -183,6 +184,21 @@ def main(arguments: Arguments) -> None:
         values = [cell(metrics, name) for name in SUMMARY]
         table.add_row(name, *values, f"{parts[0].nfe:.0f}")
     print_table(CONSOLE, table)
+
+
+def alone(reward: Mixture) -> Mixture:
+    """Returns the components of a run's reward that judge each image by itself: others cannot choose among attempts.
+
+    Raises:
+        ValueError: if there are none, or several whose scales the run has evened out.
+    """
+    found = {name: each for name, each in reward.rewards.items() if _judges_alone(each)}
+    if not found or (reward.normalise and len(found) > 1):
+        raise ValueError(
+            "refinement needs a reward with one part that judges each image by itself, or a plain sum of such, got "
+            f"{' + '.join(reward.rewards)}"
+        )
+    return Mixture(found, {name: reward.weights[name] for name in found})
 
 
 def _judges_alone(reward: Reward) -> bool:

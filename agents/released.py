@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from agents.policy import PolicyActor
 from genenv.checkpoints import read_state_dict, torch_device
 from genenv.envs import diffusion, flow, maskgit, var
 from genenv.models.policy import released_network
+from genenv.policies import PolicyActor
 from genenv.releases import RELEASES
 from genenv.schedules import ScheduleParam
 

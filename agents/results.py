@@ -1,4 +1,4 @@
-"""What a finished run shows: pictures, a summary and a report, hand-crafted beside learned."""
+"""What a finished run shows: pictures, a summary and a report, what was learned beside what was there before."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class RunResult:
         learned: held-out evaluation of the learned policy, on the same seeds.
         verdict: reward and held-out metrics before and after, in one sentence.
         names: what the two are called.
+        others: {name: evaluation} of what they are compared with besides, on the same seeds.
     """
 
     out: Path
@@ -53,6 +54,12 @@ class RunResult:
     learned: Evaluation
     verdict: str
     names: tuple[str, str] = NAMES
+    others: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
+
+    @property
+    def evaluations(self) -> dict[str, Evaluation]:
+        """All of them by their names, what was learned last."""
+        return {**self.others, self.names[0]: self.handcrafted, self.names[1]: self.learned}
 
 
 def finish(
@@ -67,6 +74,7 @@ def finish(
     seconds: float,
     beside: Mapping[str, Any] | None = None,
     names: tuple[str, str] = NAMES,
+    others: Mapping[str, Evaluation] | None = None,
 ) -> RunResult:
     """Writes the pictures, the summary and the report of a run.
 
@@ -81,16 +89,17 @@ def finish(
         seconds: spent on training.
         beside: what else the agent has found, for the summary.
         names: what the two evaluations are called.
+        others: {name: evaluation} of what they are compared with besides, on the same seeds.
     """
     config = run.config
     line = verdict(reward, handcrafted, in_8_bits(learned))
+    result = RunResult(run.out, handcrafted, learned, line, names, others or {})
     classes, tier = unwrapped(env).contexts.names, tier_of(config.env_kwargs["backbone"])
     labels, real = [str(classes[label]) for label in learned.episode.context.tolist()], None
     if tier.real_images is not None:
         images_of, context = tier.real_images()
         real = (images_of, [str(classes[label]) for label in context.tolist()])
-    both = dict(zip(names, (handcrafted, learned), strict=True))
-    rows = {name: evaluation.episode.images for name, evaluation in both.items()}
+    rows = {name: evaluation.episode.images for name, evaluation in result.evaluations.items()}
     save_samples(run.out / "samples.png", rows, labels, real)
     if isinstance(unwrapped(env).actions, ScheduleActions):
         static = {param.name: param.static for param in schedule_actions(env).params}
@@ -113,23 +122,23 @@ def finish(
         "seconds": round(seconds, 1),
         "verdict": line,
         "rows": [
-            {"name": name, **evaluation.metrics, "images": count}
-            for (name, evaluation), count in zip(both.items(), (0, images), strict=True)
+            {"name": name, **evaluation.metrics, "images": images if evaluation is learned else 0}
+            for name, evaluation in result.evaluations.items()
         ],
-        "evaluations": {name: evaluation.record() for name, evaluation in both.items()},
+        "evaluations": {name: evaluation.record() for name, evaluation in result.evaluations.items()},
         **(beside or {}),
         "command": run.command,
         "versions": {"genenv": genenv.__version__, "torch": torch.__version__, "gymnasium": gym.__version__},
     }
     write_text(run.out / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_report(run.out, f"{config.name or config.agent} on {config.env_id}")
-    return RunResult(run.out, handcrafted, learned, line, names)
+    return result
 
 
 def print_result(result: RunResult) -> None:
     """Prints what a run started from beside what it found."""
     table = Table("", *SUMMARY, title="held-out metrics, same seeds", box=SIMPLE)
-    for name, evaluation in zip(result.names, (result.handcrafted, result.learned), strict=True):
+    for name, evaluation in result.evaluations.items():
         table.add_row(name, *(cell(evaluation.metrics, metric) for metric in SUMMARY))
     CONSOLE.print(table)
     say(result.verdict)

@@ -1,7 +1,7 @@
 """The directory of a run: what it holds, who may write it, and how it survives a crash.
 
 config.json        the configuration          metrics.jsonl   one line an iteration, and the same in tensorboard/
-checkpoint.pt      all that training changes  handcrafted.pt  the evaluation that the run is compared with
+checkpoint.pt      all that training changes  handcrafted.pt  what the run is compared with; other.pt alike
 summary.json, report.html and pictures, once it is done       lock            held by the process that writes
 """
 
@@ -42,6 +42,8 @@ REWARD_FIELDS = ("reward",)
 """Fields of any agent's configuration that name rewards."""
 RESUMABLE = ("name", "num_iterations", "device", "eval_interval", "checkpoint_interval")
 """Fields that may change when a run of any agent is continued."""
+BEFORE = "handcrafted"
+"""The evaluation of what a run starts from."""
 DIGEST = 64
 """Characters of a SHA-256 in hexadecimal."""
 
@@ -306,22 +308,26 @@ class Run(Generic[C]):
         if processes.is_first():
             save_checkpoint(learner.state_dict(), self.out / "checkpoint.pt")
 
-    def evaluated_once(self, evaluate: Callable[[], Evaluation]) -> Evaluation | None:
-        """Returns the evaluation that the run is compared with: kept in the directory, and made only if it is not.
+    def evaluated_once(self, evaluate: Callable[[], Evaluation], name: str = BEFORE) -> Evaluation | None:
+        """Returns an evaluation that the run is compared with: kept in the directory, and made only if it is not.
 
-        One that is damaged, or of another version or configuration, is made again. It is the record of iteration 0.
-        Its images are kept in 8 bits. None in the other ones of several processes.
+        One that is damaged, or of another version or configuration, is made again. That of what the run starts from is
+        the record of iteration 0. The images are kept in 8 bits. None in the other ones of several processes.
+
+        Args:
+            evaluate: makes it.
+            name: of its file.
         """
         if not processes.is_first():
             return None
-        path = self.out / "handcrafted.pt"
+        path = self.out / f"{name}.pt"
         evaluation = self._kept_evaluation(path)
         if evaluation is None:
             evaluation = in_8_bits(evaluate())
             kept = dataclasses.asdict(evaluation)
             kept["episode"]["images"] = (255 * kept["episode"]["images"]).round().byte()
             save_checkpoint({"task": self._task, "evaluation": kept}, path)
-        if not self.log.read():
+        if name == BEFORE and not self.log.read():
             metrics = {f"held_out/{name}": value for name, value in evaluation.metrics.items()}
             self.record({"iteration": 0, "images": 0, **metrics})
         return evaluation
@@ -408,7 +414,7 @@ def open_run(config: C, out: Path, learner: Restorable, resume: bool) -> Iterato
                 log.cut_after(learner.iteration)
             else:
                 check_free(out)
-                (out / "handcrafted.pt").unlink(missing_ok=True)  # of another configuration
+                (out / f"{BEFORE}.pt").unlink(missing_ok=True)  # of another configuration
                 log.path.touch()
             write_text(out / "config.json", as_json(config))
             if not resume:

@@ -32,7 +32,7 @@ LEVELS = [
     {"rewards", "envs", "vector_env"},
     {"tiers.digits", "tiers.imagenet", "tiers.gaussian_mixture", "tiers.diffusers"},
     {"single_env", "wrappers"},
-    {"make", "rollout", "integrations", "closed_loop"},
+    {"make", "rollout", "policies", "integrations", "closed_loop"},
     {"evaluation", "bench", "check", "guard"},
     {"zoo", "parity"},
     {"cli"},

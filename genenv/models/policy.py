@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,7 +30,8 @@ class PolicyBackbone(nn.Module):
     """Generator features, step and class in, one number for each schedule parameter out.
 
     The last layer starts at zero, so an untrained policy is the hand-crafted schedule. The released policies do not
-    see the class. The critic is the same network with one output.
+    see the class. The critic is the same network with one output. A policy may hold a table besides, the part of its
+    schedule that is the same for every image, to which the network adds what an image needs.
 
     Args:
         feature_dim: D of the features (L, D); they are taken as they are where D is `hidden_dim`.
@@ -38,6 +40,10 @@ class PolicyBackbone(nn.Module):
         hidden_dim: width of the feature map; 512 in the paper.
         head_dims: widths of the pointwise convolution and of the two hidden layers after it.
         num_classes: class labels, 0 to leave the class out.
+        num_steps: rows T of the table; 0 to leave it out.
+
+    Attributes:
+        arguments: those that it was made with.
     """
 
     def __init__(
@@ -48,8 +54,18 @@ class PolicyBackbone(nn.Module):
         hidden_dim: int = 512,
         head_dims: tuple[int, int, int] = (128, 1024, 512),
         num_classes: int = 0,
+        num_steps: int = 0,
     ):
         super().__init__()
+        self.arguments = {
+            "feature_dim": feature_dim,
+            "grid_size": grid_size,
+            "num_outputs": num_outputs,
+            "hidden_dim": hidden_dim,
+            "head_dims": tuple(head_dims),
+            "num_classes": num_classes,
+            "num_steps": num_steps,
+        }
         self.grid_size = grid_size
         pooled = (grid_size + 1) // 2
         pointwise, first, second = head_dims
@@ -67,6 +83,7 @@ class PolicyBackbone(nn.Module):
         self.linear3 = nn.Linear(second, num_outputs)
         nn.init.zeros_(self.linear3.weight)
         nn.init.zeros_(self.linear3.bias)
+        self.table = nn.Parameter(torch.zeros(num_steps, num_outputs)) if num_steps else None
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
         """Returns (N, num_outputs) for features (N, L, D), step (N,) and, where used, context (N,)."""
@@ -78,7 +95,13 @@ class PolicyBackbone(nn.Module):
         x = F.gelu(self.pw_conv(F.gelu(self.dw_conv(x)))).flatten(1)
         x = F.gelu(self.adaLN2(self.linear1(x), condition))
         x = F.gelu(self.adaLN3(self.linear2(x), condition))
-        return self.linear3(x)
+        own = self.linear3(x)
+        if self.table is None:
+            return own
+        row = (
+            observation["step"].long().clamp(max=len(self.table) - 1)
+        )  # after the last decision no action counts
+        return self.table[row] + own
 
 
 def released_network(state: dict[str, Tensor]) -> PolicyBackbone:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import shlex
 import signal
@@ -15,6 +16,7 @@ import gymnasium as gym
 import pytest
 import torch
 
+import genenv
 from agents import chunks
 from agents.adagen import PRESETS, Config, Trainer, load_networks, load_policy, train
 from agents.adagen import main as command_line
@@ -39,6 +41,7 @@ TINY = Config(
     num_envs=16,
     num_steps=2,
     num_iterations=4,
+    anneal=False,
     hidden_dim=16,
     discriminator_warmup=2,
     discriminator_steps=2,
@@ -90,6 +93,7 @@ def test_an_untrained_policy_generates_the_hand_crafted_tokens():
 def test_ppo_learns_to_raise_the_contrast(monkeypatch):
     config = changed(
         num_envs=64,
+        num_iterations=25,
         discriminator_steps=0,
         discriminator_warmup=0,
         learning_rate=((0, 5e-3),),
@@ -323,9 +327,9 @@ def test_each_row_of_a_reward_ablation_is_told(finished, tmp_path, capsys):
     ablate(Ablation((finished.out,), num_images=80, out=tmp_path / "samples.png"))
     shown = capsys.readouterr()
     assert [line.partition(": fid ")[0] for line in shown.err.splitlines()] == [
-        f"{name}, seed {TINY.seed}" for name in ("hand-crafted", TINY.reward)
+        f"{name}, seed 0" for name in ("hand-crafted", "adversarial + 2 loo_fid_full, normalised")
     ]
-    assert TINY.reward in shown.out
+    assert "2 loo_fid_full" in shown.out
     assert (tmp_path / "samples.png").is_file()
 
 
@@ -469,6 +473,63 @@ def test_a_directory_that_names_a_module_is_refused_by_every_reader(finished, tm
     assert "would run the code of a module" in refused(capsys, "--resume", str(bad))
     with pytest.raises(SystemExit, match="this code has run"):
         load_policy(bad, trust_modules=True)
+
+
+def test_steps_and_noise_are_annealed_over_a_run():
+    config = Config(num_iterations=10, learning_rate=((0, 0.2), (5, 0.1)), action_std=((0, 0.8),))
+    rates = [config.learning_rate_at(i) for i in range(12)]
+    assert rates[0] == 0.2
+    assert rates[5] == pytest.approx(0.05)
+    assert rates[10] == rates[11] == pytest.approx(0.1 * 0.02)
+    assert all(later < before for before, later in itertools.pairwise(rates[:11]))
+    stds = [config.action_std_at(i) for i in (0, 5, 10, 20)]
+    assert stds == pytest.approx([0.8, 0.4, 0.2, 0.2])
+    plain = dataclasses.replace(config, anneal=False)
+    assert [plain.learning_rate_at(i) for i in (4, 5, 9)] == [0.2, 0.1, 0.1]
+    assert plain.action_std_at(9) == 0.8
+
+
+def test_the_table_learns_faster_than_the_network_and_a_static_policy_is_its_table_alone():
+    trainer = Trainer(changed(table_rate=50.0, learning_rate=((0, 1e-3),)))
+    trainer.step()
+    table, network = trainer.policy.table.abs(), trainer.policy.linear3.bias.abs()
+    assert table.max() > 10 * network.max() > 0
+    static = Trainer(changed(adaptive=False))
+    static.step()
+    assert static.policy.table.abs().max() > 0
+    episode = run_episode(static.env, torch.no_grad()(static.act), seed=3)
+    assert (episode.actions == episode.actions[:, :1]).all(), "every image has the same schedule"
+    assert Trainer(changed(table_rate=0.0)).policy.table is None
+    with pytest.raises(ValueError, match="table_rate must be above 0 for a policy that is not adaptive"):
+        changed(adaptive=False, table_rate=0.0)
+
+
+def test_the_policy_that_is_kept_is_the_average_of_those_of_the_iterations():
+    trainer, seen = Trainer(changed(average_decay=0.5)), []
+    seen.append(trainer.policy.table.detach().clone())
+    for _ in range(2):
+        trainer.step()
+        seen.append(trainer.policy.table.detach().clone())
+    torch.testing.assert_close(trainer.kept.table, 0.25 * seen[0] + 0.25 * seen[1] + 0.5 * seen[2])
+    last = Trainer(changed(average_decay=0.0))
+    assert last.kept is last.policy
+
+
+def test_a_finished_run_leaves_its_policy_in_one_file_and_the_published_schedule_beside_its_own(finished):
+    actor, loaded = genenv.load_policy(finished.out / "policy.safetensors"), load_policy(finished.out)
+    assert actor.env_kwargs == loaded.env_kwargs
+    env = gym.make_vec(actor.env_id, num_envs=4, reward="none", autoreset_mode="Disabled", **actor.env_kwargs)
+    assert torch.equal(run_episode(env, actor, 5).actions, run_episode(env, loaded, 5).actions)
+    rows = json.loads((finished.out / "summary.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["published", "hand-crafted", "learned"]
+    assert len({row["fid"] for row in rows}) == 3
+
+
+def test_a_run_from_the_published_schedule_has_the_tier_s_own_beside_it(finished, tmp_path, undrawn):
+    result = train(changed(schedule="published", num_iterations=1), tmp_path / "run")
+    assert list(result.evaluations) == ["hand-crafted", "published", "learned"]
+    assert result.evaluations["published"].metrics == finished.others["published"].metrics
+    assert result.others["hand-crafted"].metrics == finished.handcrafted.metrics
 
 
 def test_the_paper_preset_smooths_steps_down_its_exploration_and_says_what_it_needs():

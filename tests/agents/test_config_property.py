@@ -74,6 +74,8 @@ def configs(draw):
     fields = {name: draw(legal(name)) for name in chosen}
     most = fields.get("num_envs", Config.num_envs)
     fields["num_minibatches"] = min(fields.get("num_minibatches", Config.num_minibatches), most)
+    if not fields.get("table_rate", Config.table_rate):
+        fields["adaptive"] = True
     return Config(**fields)
 
 

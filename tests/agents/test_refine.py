@@ -9,15 +9,17 @@ import torch
 
 from agents.adagen import Config, Networks, Trainer, load_networks
 from agents.config import as_json
-from agents.refine import Arguments, refine
+from agents.refine import Arguments, alone, refine
 from agents.refine import main as refine_run
 from agents.runs import save_checkpoint
+from genenv.rewards import make_reward
+from genenv.rewards.mixture import Mixture
 from genenv.rng import BatchRng
 from genenv.rollout import run_episode
 from genenv.vector_env import unwrapped
 
 STOCHASTIC = ("AdaGen/MaskGIT-v0", "AdaGen/VAR-v0", "AdaGen/LlamaGen-v0")
-CONFIG = Config(num_envs=4, num_minibatches=1, hidden_dim=16)
+CONFIG = Config(reward="adversarial", num_envs=4, num_minibatches=1, hidden_dim=16)
 
 
 def networks(config: Config) -> Networks:
@@ -62,7 +64,9 @@ def test_lookahead_keeps_the_candidate_that_it_chose(env_id):
     def rewards_the_last(images, context):
         return torch.full((6,), float(next(calls) % 3))
 
-    biased = Networks("biased", config, trained.policy, favours_the_last, None, lambda: rewards_the_last)  # type: ignore[arg-type]
+    biased = Networks(
+        "biased", config, trained.policy, favours_the_last, None, lambda: Mixture({"last": rewards_the_last})
+    )  # type: ignore[arg-type]
     ahead = refine(env, biased, repeats=1, candidates=3, seed=5)
     # The last candidate of the only attempt draws as episode 2 of the seeds, after the start of episode 0.
     inner = unwrapped(env)
@@ -111,5 +115,19 @@ def test_refinement_is_refused_with_a_reward_that_compares_images(tmp_path):
     (tmp_path / "config.json").write_text(as_json(config))
     save_checkpoint(Trainer(config).state_dict(), tmp_path / "checkpoint.pt")
     assert load_networks(tmp_path).config == config
-    with pytest.raises(ValueError, match="a reward that judges each image by itself, got loo_fid"):
+    with pytest.raises(ValueError, match=r"one part that judges each image by itself, or .*, got loo_fid"):
         refine_run(Arguments(tmp_path))
+
+
+def test_of_a_mixture_the_part_that_judges_alone_chooses():
+    def brightness(images, context):
+        return images.mean((1, 2, 3))
+
+    loo = make_reward("loo_fid", "digits", "cpu").rewards["loo_fid"]
+    mixture = Mixture({"loo_fid": loo, "bright": brightness}, {"bright": 2.0}, normalise=True)
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(alone(mixture)(images, torch.arange(3)), 2 * brightness(images, None))
+    both = {"bright": brightness, "dark": lambda images, context: -brightness(images, None)}
+    assert alone(Mixture(both)).weights == {"bright": 1.0, "dark": 1.0}
+    with pytest.raises(ValueError, match=r"or a plain sum of such, got bright \+ dark"):
+        alone(Mixture(both, normalise=True))
