@@ -20,7 +20,7 @@ import gymnasium as gym
 from baselines.common import Bench, FinishedRun, Result, Task, main, read_summary, table_of
 from genenv.evaluation import Evaluation
 from genenv.export import GENERATOR
-from genenv.make import own_arguments
+from genenv.make import published_schedule
 from genenv.metrics.names import METRICS, SUMMARY
 from genenv.protocols import Actor
 from genenv.registration import defaults
@@ -28,7 +28,7 @@ from genenv.rewards import make_reward
 from genenv.rewards.mixture import Mixture
 from genenv.rng import Stream
 from genenv.rollout import Episode, generate, static_actor
-from genenv.tiers import PUBLISHED, tier_of
+from genenv.tiers import tier_of
 from genenv.vector_env import unwrapped
 from genenv.viz.frontier import MOST_POINTS, save_frontier
 from genenv.viz.plots import save_samples
@@ -71,8 +71,7 @@ class Config(Task):
 def run(config: Config) -> Iterator[Result]:
     """Yields the results of every weight, then of every run; what else a schedule sets is as published."""
     kwargs = defaults(config.env_id) | config.env_kwargs
-    plain = {"schedule": PUBLISHED} if "schedule" in own_arguments(config.env_id) else {}
-    config = dataclasses.replace(config, env_kwargs=plain | config.env_kwargs)
+    config = dataclasses.replace(config, env_kwargs=published_schedule(config.env_id) | config.env_kwargs)
     backbone, module = kwargs["backbone"], importlib.import_module(kwargs["sampler"].partition(":")[0])
     tuned = [read_run(path, backbone, getattr(module, "PARTS", None)) for path in config.runs]
     if config.pictures is not None and len({run.name for run in tuned}) > MOST_POINTS:

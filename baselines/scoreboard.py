@@ -23,7 +23,7 @@ from baselines.common import Result, parse_results
 from genenv.checkpoints import write_text
 from genenv.console import exit_status
 from genenv.json_text import parse_json
-from genenv.make import own_arguments
+from genenv.make import published_schedule
 from genenv.metrics.intervals import interval
 from genenv.metrics.names import SUMMARY
 from genenv.registration import env_ids
@@ -175,7 +175,7 @@ def _task(env_id: str, env_kwargs: Mapping[str, Any], decisions: int, num_images
     name = str(env_id).rpartition(":")[2]  # an agent's run keeps the module that registers the id
     spec = gym.registry.get(name)
     kwargs = ({} if spec is None else spec.kwargs) | dict(env_kwargs)
-    scheduled = spec is not None and name in env_ids() and "schedule" in own_arguments(name)
+    scheduled = spec is not None and name in env_ids() and bool(published_schedule(name))
     aside = OF_THE_POLICY + (SETTINGS if scheduled else ())
     matter = {key: value for key, value in kwargs.items() if key not in aside}
     return Task(name, json.dumps(matter, sort_keys=True), decisions, num_images, protocol)

@@ -34,6 +34,7 @@ Settings = dict[str, Any]
 
 MAX_GRID = 1000
 """Combinations of the largest grid."""
+EXAMPLE = """'{"guidance_weight": [0, 0.5]}'"""
 BATCH_SIZE = 500
 """Images at once of a combination."""
 
@@ -108,9 +109,6 @@ def usual_grid(env_id: str) -> dict[str, list[Any]]:
     return GRIDS[module]
 
 
-EXAMPLE = """'{"guidance_weight": [0, 0.5]}'"""
-
-
 def best_of(found: Sequence[Settings], score: Callable[[Settings], float], report: Report) -> Settings:
     """Returns the settings with the lowest score; the first of equals."""
     scores = []
@@ -170,14 +168,13 @@ def run(config: Config) -> Iterator[Result]:
         raise ValueError(
             f"the hand-crafted schedule of {bench.env_id} is the published one: use --only hand-crafted"
         )
-    rows = {"hand-crafted": bench}
-    if published != own:
+    rows = {} if config.only in (PUBLISHED, "tuned") else {"hand-crafted": bench}
+    if published != own and config.only in (None, PUBLISHED):
         rows[PUBLISHED] = Bench(config, published)
     grid = combinations(config.settings or usual_grid(bench.env_id)) if config.only == "tuned" else []
     for seed in config.seeds:
         for method, of in rows.items():
-            if config.only in (None, method):
-                yield of.result(method, seed, static_actor(of.evaluator.env))
+            yield of.result(method, seed, static_actor(of.evaluator.env))
         if not grid:
             continue
         started = time.perf_counter()

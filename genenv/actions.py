@@ -31,7 +31,7 @@ class ScheduleActions:
     `residual`: p_t = g(g^-1(static_t) + span * a_t), with g the bijector (AdaGen, sec. on residual actions). A zero
     is the static schedule, bit for bit. Where that stands at an end of the range, an action that points out of it
     changes nothing, and another moves as from the parameter's margin inside: by g(g^-1(inside_t) + span * a_t) -
-    inside_t.
+    inside_t from the end.
     `physical`: the action holds the parameters themselves.
 
     Args:

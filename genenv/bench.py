@@ -18,12 +18,11 @@ from torch import Tensor
 
 from genenv.actions import ScheduleActions
 from genenv.closed_loop import LOOPS, closed_loop
-from genenv.make import own_arguments
+from genenv.make import published_schedule
 from genenv.progress import Report, ignore
 from genenv.protocols import Context
 from genenv.rng import BatchRng
 from genenv.rollout import check_not_smoothed
-from genenv.tiers import PUBLISHED
 from genenv.vector_env import unwrapped
 
 BATCH_SIZES = (1, 8, 64, 256)
@@ -101,7 +100,7 @@ def measure(
     if min(batch_sizes) < 1:
         raise ValueError(f"batch_sizes must be at least 1, got {min(batch_sizes)}")
 
-    published = {"schedule": PUBLISHED} if "schedule" in own_arguments(env_id) else {}
+    published = published_schedule(env_id)
 
     def make(num_envs: int) -> VectorEnv:
         kwargs: dict[str, Any] = {"reward": "none", "device": device} | published | env_kwargs

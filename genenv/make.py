@@ -22,7 +22,7 @@ from genenv.protocols import Sampler
 from genenv.registration import defaults
 from genenv.rewards import make_reward
 from genenv.single_env import GenEnv
-from genenv.tiers import tier_of
+from genenv.tiers import PUBLISHED, tier_of
 from genenv.vector_env import GenVectorEnv
 from genenv.viz.frames import draw_frame, show_frames
 from genenv.wrappers.vector import EMAActionSmoothing, TerminalReward
@@ -105,6 +105,11 @@ def _sampler_factory(sampler: str) -> tuple[Callable[..., Sampler], list[str]]:
 def own_arguments(env_id: str) -> list[str]:
     """Returns the keyword arguments that an id has beside those of every one; see `defaults` for errors."""
     return _sampler_factory(defaults(env_id)["sampler"])[1]
+
+
+def published_schedule(env_id: str) -> dict[str, Any]:
+    """Returns the keyword argument that asks for the published schedule, {} where an id has no schedule to choose."""
+    return {"schedule": PUBLISHED} if "schedule" in own_arguments(env_id) else {}
 
 
 def has_own_schedule(env_id: str, env_kwargs: Mapping[str, Any]) -> bool:

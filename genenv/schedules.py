@@ -115,9 +115,12 @@ class ScheduleParam:
         return low if math.isfinite(low) else -far, high if math.isfinite(high) else far
 
 
-def leaving_ends(params: Sequence[ScheduleParam]) -> tuple[ScheduleParam, ...]:
-    """Returns the parameters with the wide margin, so that actions move those that stand at an end of their range."""
-    return tuple(dataclasses.replace(param, margin=WIDE_MARGIN) for param in params)
+def residual_margins(params: Sequence[ScheduleParam], schedule: str | None) -> tuple[ScheduleParam, ...]:
+    """Returns the parameters with the wide margin, so that actions move those that stand at an end of their range.
+
+    Under a schedule that is asked for by name, the published one, they stay as they are: as in AdaGen's code.
+    """
+    return tuple(params if schedule else (dataclasses.replace(p, margin=WIDE_MARGIN) for p in params))
 
 
 def handcrafted(params: Sequence[ScheduleParam]) -> Tensor:

@@ -12,9 +12,9 @@ from genenv.schedules import (
     ScheduleParam,
     constant,
     cosine,
-    leaving_ends,
     linear_decay,
     linear_rise,
+    residual_margins,
     scaled_unit,
 )
 
@@ -53,7 +53,7 @@ def test_residual_actions_find_a_schedule_at_an_end_of_its_range_inside(bijector
     param = ScheduleParam("knob", bijector, torch.tensor([value, 0.25], dtype=torch.float64))
     narrow = [value + (inside - value) * MARGIN / WIDE_MARGIN, 0.25]
     assert param.inside.tolist() == pytest.approx(narrow, rel=1e-12)
-    (param,) = leaving_ends([param])
+    (param,) = residual_margins([param], None)
     assert param.inside.tolist() == pytest.approx([inside, 0.25], rel=1e-12)
     assert bijector.inverse(param.inside).isfinite().all()
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from genenv.envs.ode import Grid, ODESampler, evenly_spaced, make_ode_sampler, num_decisions
-from genenv.schedules import ScheduleParam, leaving_ends
+from genenv.envs.ode import Grid, ODESampler, evenly_spaced, make_ode_sampler
+from genenv.schedules import ScheduleParam
 from genenv.solvers import LinearPath
-from genenv.tiers import schedule_settings
 
 PARTS = ("sit",)
 """Networks of a backbone; one on latents has a "vae" besides."""
@@ -35,17 +34,16 @@ def make_sampler(
     A `grid` sets its hand-crafted times. Where the settings of that schedule come from: see
     `genenv.tiers.schedule_settings`.
     """
-    settings = schedule_settings(backbone, "sit", schedule, guidance_weight=guidance_weight, grid=grid)
-    params = schedule_params(num_decisions(solver, num_steps), settings["guidance_weight"])
-    if schedule is None:
-        params = leaving_ends(params)
     return make_ode_sampler(
         "sit",
         backbone,
         LinearPath(),
         solver,
-        params,
-        settings["grid"],
+        num_steps,
+        schedule_params,
+        guidance_weight,
+        grid,
+        schedule,
         device,
         dtype,
         compile,

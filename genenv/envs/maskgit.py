@@ -21,9 +21,9 @@ from genenv.schedules import (
     ScheduleParam,
     constant,
     cosine,
-    leaving_ends,
     linear_decay,
     linear_rise,
+    residual_margins,
     setting,
 )
 from genenv.tiers import load_part, schedule_settings
@@ -265,8 +265,7 @@ def make_sampler(
         token_temperature=token_temperature,
     )
     params = schedule_params(num_steps, **settings)
-    if schedule is None:
-        params = leaving_ends(params)
+    params = residual_margins(params, schedule)
     transformer = load_part("maskgit", backbone).to(device, dtype)
     tokenizer = load_part("vq", backbone).to(device)
     side = transformer.grid_size * tokenizer.downsampling

@@ -15,9 +15,9 @@ from genenv.fields import feature_field, latent_field, limit_latents, shown_feat
 from genenv.grids import named
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, Purpose
-from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, setting
+from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, residual_margins, setting
 from genenv.solvers import MIN_STEP, SOLVERS, Evaluation, NoisePath, PathDenoiser, Solver, noise_levels
-from genenv.tiers import load_part, parts_of
+from genenv.tiers import load_part, parts_of, schedule_settings
 
 DATA_LEVEL = 1e-6
 """The noise level at which the last time of a grid stands, for 0: times lie inside (0, 1)."""
@@ -338,8 +338,11 @@ def make_ode_sampler(
     backbone: str,
     path: NoisePath,
     solver: str,
-    params: Sequence[ScheduleParam],
+    num_steps: int | None,
+    schedule_params: Callable[[int, float | None], tuple[ScheduleParam, ...]],
+    guidance_weight: float | None,
     grid: Grid | None,
+    schedule: str | None,
     device: torch.device | str,
     dtype: torch.dtype,
     compile: bool,
@@ -347,9 +350,15 @@ def make_ode_sampler(
 ) -> ODESampler:
     """Returns the sampler of a named backbone's network `part`, on pixels or on the latents of its autoencoder.
 
-    With a grid its hand-crafted times are those of the grid, and its last decision is Euler's, as in
-    `genenv.solvers.sample`.
+    Its hand-crafted schedule is `schedule_params` of the number of decisions and the guidance weight. With a grid its
+    times are those of the grid, and its last decision is Euler's, as in `genenv.solvers.sample`.
     """
+    settings = schedule_settings(backbone, part, schedule, guidance_weight=guidance_weight, grid=grid)
+    params, grid = (
+        schedule_params(num_decisions(solver, num_steps), settings["guidance_weight"]),
+        settings["grid"],
+    )
+    params = residual_margins(params, schedule)
     changes = params[0].static.diff().abs()
     room = round(changes.sum().item() / MIN_STEP)
     if grid is not None:

@@ -28,7 +28,7 @@ from genenv.schedules import (
     Bijector,
     ScheduleParam,
     constant,
-    leaving_ends,
+    residual_margins,
     scaled_unit,
     setting,
 )
@@ -401,8 +401,7 @@ def sampler_of(
     horizon = num_decisions(grid_size, num_steps, tokens_per_decision)
     side = grid_size * tokenizer.downsampling
     params = schedule_params(horizon, codebook_size, Settings(**settings), usual, transformer.null_class)
-    if schedule is None:
-        params = leaving_ends(params)
+    params = residual_margins(params, schedule)
     return RasterSampler(
         torch.compile(transformer.read) if compile else transformer.read,
         transformer.new_cache,

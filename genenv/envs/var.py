@@ -19,7 +19,7 @@ from genenv.models.var import VARTransformer
 from genenv.models.var_vqvae import VARVQVAE
 from genenv.protocols import Context, Observation
 from genenv.rng import BatchRng, categorical
-from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, leaving_ends, scaled_unit, setting
+from genenv.schedules import POSITIVE, UNIT, ScheduleParam, constant, residual_margins, scaled_unit, setting
 from genenv.tiers import load_part, schedule_settings
 
 PARTS = ("var", "msvq")
@@ -317,8 +317,7 @@ def make_sampler(
         token_temperature=token_temperature,
     )
     params = schedule_params(num_scales, transformer.vocab_size, **settings)
-    if schedule is None:
-        params = leaving_ends(params)
+    params = residual_margins(params, schedule)
     if compile:
         transformer.compile()
     return VARSampler(
